@@ -1,0 +1,79 @@
+//! Panics as values: a panic of the user's code or of the engine becomes an error of the run, not its end.
+//!
+//! `contain` keeps what the default panic message would have printed (text and place) instead of printing it,
+//! because the error that is made of it says the same with more context. Panics on other threads, and panics
+//! outside `contain`, print as ever.
+
+use std::cell::RefCell;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Once;
+
+/// What a contained panic said, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Panic {
+    /// The panic's text.
+    pub text: String,
+    /// `file:line:column`, where it is known: panics carried over from another thread have lost it.
+    pub location: Option<String>,
+}
+
+/// Runs `work`; a panic comes back as a value.
+///
+/// Whatever `work` was changing may be half-changed afterwards: the caller decides what is still usable.
+/// In a program built with `panic = "abort"` nothing can be contained.
+pub fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let earlier = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let noted = CONTAINED.with_borrow_mut(|frames| {
+                let Some(frame) = frames.last_mut() else { return false };
+                *frame = info.location().map(ToString::to_string);
+                true
+            });
+            if !noted {
+                earlier(info);
+            }
+        }));
+    });
+
+    CONTAINED.with_borrow_mut(|frames| frames.push(None));
+    let result = panic::catch_unwind(AssertUnwindSafe(work));
+    let location = CONTAINED.with_borrow_mut(Vec::pop).flatten();
+    result.map_err(|payload| {
+        let text = payload
+            .downcast_ref::<&str>()
+            .map(ToString::to_string)
+            .or_else(|| payload.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "a panic whose payload is no text".to_owned());
+        Panic { text, location }
+    })
+}
+
+thread_local! {
+    /// One entry for each `contain` that is active on this thread: where its panic happened.
+    static CONTAINED: RefCell<Vec<Option<String>>> = const { RefCell::new(Vec::new()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_its_text_and_place() {
+        let panic = contain(|| panic!("shapes {} and {} differ", 3, 4)).unwrap_err();
+        assert_eq!(panic.text, "shapes 3 and 4 differ");
+        assert!(panic.location.unwrap().contains("contain.rs:"));
+    }
+
+    #[test]
+    fn nests_and_leaves_no_trace() {
+        let outer = contain(|| {
+            let inner = contain(|| panic!("inner")).unwrap_err();
+            assert_eq!(inner.text, "inner");
+            7
+        });
+        assert_eq!(outer, Ok(7));
+        assert!(CONTAINED.with_borrow(Vec::is_empty));
+    }
+}

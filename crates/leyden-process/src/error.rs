@@ -1,0 +1,259 @@
+//! The one error type of Leyden: what happened, where, why, and what to do.
+//!
+//! Each crate names its failure classes as [`Code`] constants; a code has a page in `docs/errors/`. An error is
+//! built in one expression, carries the values of the moment, and renders itself as the four parts. It does not
+//! implement [`std::error::Error`], so that `?` turns any foreign error into one (as `anyhow` does, and for the
+//! same reason); [`Error::into_std`] gives a boxed standard error where one is needed.
+
+use std::fmt;
+use std::panic::Location;
+
+/// `Result` with Leyden's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failure class: a stable identifier with a page in `docs/errors/`.
+///
+/// The letter tells the area: `C` configuration, `L` loading, `T` training, `K` checkpoints, `P` processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Code {
+    /// The identifier, such as `L0102`.
+    pub id: &'static str,
+    /// The exit code of a program that ends with this error; see [`crate::exit`].
+    pub exit: u8,
+}
+
+impl Code {
+    /// Names a failure class.
+    pub const fn new(id: &'static str, exit: u8) -> Self {
+        Self { id, exit }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.id)
+    }
+}
+
+/// An error that came from the user's code or a foreign library and has no class of its own.
+pub const USER: Code = Code::new("T0001", crate::exit::TRAINING_FAILED);
+
+/// What happened, where, why, and what to do.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    code: Code,
+    what: String,
+    places: Vec<(String, String)>,
+    why: Vec<String>,
+    hints: Vec<String>,
+}
+
+impl Error {
+    /// An error of class `code`; `what` is one lower-case sentence without a full stop.
+    pub fn new(code: Code, what: impl Into<String>) -> Self {
+        Self(Box::new(Inner {
+            code,
+            what: what.into(),
+            places: Vec::new(),
+            why: Vec::new(),
+            hints: Vec::new(),
+        }))
+    }
+
+    /// Adds a place: `label` says what is located (`file`, `step`, `batch`), `value` where.
+    #[must_use]
+    pub fn at(mut self, label: impl Into<String>, value: impl fmt::Display) -> Self {
+        self.0.places.push((label.into(), value.to_string()));
+        self
+    }
+
+    /// Adds a place unless one with that label is known already: the innermost knows best.
+    #[must_use]
+    pub fn at_if_absent(self, label: &str, value: impl fmt::Display) -> Self {
+        if self.0.places.iter().any(|(known, _)| known == label) { self } else { self.at(label, value) }
+    }
+
+    /// Adds a reason; several make a chain, outermost first.
+    #[must_use]
+    pub fn why(mut self, why: impl fmt::Display) -> Self {
+        self.0.why.push(why.to_string());
+        self
+    }
+
+    /// Adds a cure.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hints.push(hint.into());
+        self
+    }
+
+    /// Adds `source` and everything below it as reasons.
+    #[must_use]
+    pub fn because(mut self, source: &(dyn std::error::Error + 'static)) -> Self {
+        let mut next = Some(source);
+        while let Some(error) = next {
+            let text = error.to_string();
+            // Many error types repeat their source in their own text.
+            if !self.0.why.iter().any(|known| known.contains(&text)) {
+                self.0.why.push(text);
+            }
+            next = error.source();
+        }
+        self
+    }
+
+    /// The class.
+    pub fn code(&self) -> Code {
+        self.0.code
+    }
+
+    /// What happened, as one sentence: the `Display` text.
+    pub fn what(&self) -> &str {
+        &self.0.what
+    }
+
+    /// Where: pairs of label and place, in the order they were learnt.
+    pub fn places(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.places.iter().map(|(label, value)| (label.as_str(), value.as_str()))
+    }
+
+    /// The place with this label.
+    pub fn place(&self, label: &str) -> Option<&str> {
+        self.places().find(|(known, _)| *known == label).map(|(_, value)| value)
+    }
+
+    /// Why, outermost reason first.
+    pub fn reasons(&self) -> &[String] {
+        &self.0.why
+    }
+
+    /// What to do.
+    pub fn hints(&self) -> &[String] {
+        &self.0.hints
+    }
+
+    /// The exit code for a program that ends with this error.
+    pub fn exit_code(&self) -> u8 {
+        self.0.code.exit
+    }
+
+    /// This error as a standard one, for interfaces that want `Box<dyn std::error::Error>`.
+    pub fn into_std(self) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+        Box::new(Standard(self))
+    }
+}
+
+impl<E> From<E> for Error
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    /// A foreign error: its text is what happened, its sources are the reasons, the place is the `?`.
+    #[track_caller]
+    fn from(source: E) -> Self {
+        let location = Location::caller();
+        let source: Box<dyn std::error::Error + Send + Sync> = Box::new(source);
+        match source.downcast::<Standard>() {
+            Ok(ours) => ours.0,
+            Err(foreign) => {
+                let error = Self::new(USER, foreign.to_string()).at("raised", location);
+                match foreign.source() {
+                    Some(below) => error.because(below),
+                    None => error,
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.what)
+    }
+}
+
+/// The rendered error, so that a plain `fn main() -> leyden::Result<()>` prints it well.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { code, what, places, why, hints } = &*self.0;
+        write!(f, "error[{code}]: {what}")?;
+        let width = places.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
+        for (label, value) in places {
+            write!(f, "\n  {label:<width$}  {}", indent(value))?;
+        }
+        for (prefix, texts) in [("why", why), ("fix", hints)] {
+            for text in texts {
+                write!(f, "\n  {prefix}: {}", indent(text))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the lines of a multi-line value under its label.
+fn indent(text: &str) -> String {
+    text.trim_end().replace('\n', "\n       ")
+}
+
+/// [`Error`] where the standard trait is asked for.
+struct Standard(Error);
+
+impl fmt::Debug for Standard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Standard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+impl std::error::Error for Standard {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TORN: Code = Code::new("L0102", 100);
+
+    #[test]
+    fn renders_the_four_parts() {
+        let error = Error::new(TORN, "an IDX file is truncated")
+            .at("file", "train-images.gz")
+            .at("offset", 16)
+            .why("the header promises 7840 bytes, 100 follow")
+            .hint("download the file again");
+        let expected = "error[L0102]: an IDX file is truncated\n  file    train-images.gz\n  offset  16\n  \
+                        why: the header promises 7840 bytes, 100 follow\n  fix: download the file again";
+        assert_eq!(format!("{error:?}"), expected);
+    }
+
+    #[test]
+    fn a_question_mark_keeps_the_foreign_text_and_the_place() {
+        fn parse() -> Result<i32> {
+            Ok("seven".parse::<i32>()?)
+        }
+        let error = parse().unwrap_err();
+        assert_eq!(error.code(), USER);
+        assert_eq!(error.what(), "invalid digit found in string");
+        assert!(error.place("raised").unwrap().contains("error.rs:"), "{error:?}");
+    }
+
+    #[test]
+    fn survives_the_trip_through_a_standard_error() {
+        fn through() -> Result<()> {
+            Err(StdBox(Error::new(TORN, "torn").hint("again").into_std()))?
+        }
+        #[derive(Debug)]
+        struct StdBox(Box<dyn std::error::Error + Send + Sync>);
+        impl fmt::Display for StdBox {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+        impl std::error::Error for StdBox {}
+        assert!(format!("{:?}", through().unwrap_err()).contains("fix: again"));
+    }
+}

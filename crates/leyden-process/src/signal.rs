@@ -1,0 +1,215 @@
+//! SIGINT and SIGTERM as values that a loop reads at its step boundary.
+//!
+//! While a [`Listener`] lives, the first signal is only noted (and said on stderr); a second one ends the
+//! process at once with the signal's exit code. No user code runs inside a handler. Handlers that were there
+//! before are called too, and put back when the last listener goes. A signal that the parent set to be ignored
+//! (`nohup`, a shell's background job) stays ignored.
+
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
+
+use crate::exit;
+
+/// A signal that asks a run to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Signal {
+    /// SIGINT: Ctrl+C.
+    Interrupt,
+    /// SIGTERM: a scheduler or `kill`.
+    Terminate,
+}
+
+impl Signal {
+    /// The signal's name: `SIGINT` or `SIGTERM`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+        }
+    }
+
+    /// The exit code of a program that this signal ended, 128 plus its number.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Interrupt => exit::INTERRUPTED,
+            Self::Terminate => exit::TERMINATED,
+        }
+    }
+
+    fn number(self) -> i32 {
+        match self {
+            Self::Interrupt => libc::SIGINT,
+            Self::Terminate => libc::SIGTERM,
+        }
+    }
+
+    fn from_number(number: i32) -> Option<Self> {
+        [Self::Interrupt, Self::Terminate].into_iter().find(|signal| signal.number() == number)
+    }
+}
+
+/// Catches signals while it lives. Several may live at once, on any threads; all read the same signal.
+#[derive(Debug)]
+pub struct Listener(());
+
+impl Listener {
+    /// Starts to catch SIGINT and SIGTERM.
+    pub fn start() -> Self {
+        let mut installed = INSTALLED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if installed.listeners == 0 {
+            RECEIVED.store(0, Ordering::SeqCst);
+            installed.restore = [Signal::Interrupt, Signal::Terminate].map(install);
+        }
+        installed.listeners += 1;
+        Self(())
+    }
+
+    /// The signal that arrived since the first of the living listeners started.
+    #[inline]
+    pub fn received(&self) -> Option<Signal> {
+        match RECEIVED.load(Ordering::Relaxed) {
+            0 => None,
+            number => Signal::from_number(number),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let mut installed = INSTALLED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        installed.listeners -= 1;
+        if installed.listeners == 0 {
+            for (signal, earlier) in [Signal::Interrupt, Signal::Terminate].into_iter().zip(installed.restore)
+            {
+                let Some(earlier) = earlier else { continue };
+                // SAFETY: `earlier` is what sigaction itself wrote for this signal.
+                unsafe { libc::sigaction(signal.number(), &earlier, ptr::null_mut()) };
+            }
+        }
+    }
+}
+
+/// Notes the exit code that the program should end with although its `main` returns `Ok`: an interrupted run is
+/// no error, and yet a scheduler must see it. `#[leyden::main]` reads it back with [`noted_exit_code`].
+pub fn note_exit_code(code: u8) {
+    NOTED.store(i32::from(code), Ordering::SeqCst);
+}
+
+/// The code last noted with [`note_exit_code`].
+pub fn noted_exit_code() -> Option<u8> {
+    u8::try_from(NOTED.load(Ordering::SeqCst)).ok().filter(|&code| code != exit::OK)
+}
+
+struct Installed {
+    listeners: usize,
+    restore: [Option<libc::sigaction>; 2],
+}
+
+static INSTALLED: Mutex<Installed> = Mutex::new(Installed { listeners: 0, restore: [None, None] });
+static RECEIVED: AtomicI32 = AtomicI32::new(0);
+static NOTED: AtomicI32 = AtomicI32::new(0);
+
+/// Handlers that were installed before ours, as addresses, and whether they take three arguments.
+static EARLIER: [AtomicPtr<libc::c_void>; 2] = [const { AtomicPtr::new(ptr::null_mut()) }; 2];
+static EARLIER_TAKES_INFO: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
+
+/// Installs our handler; gives what to put back, or nothing where the signal is ignored.
+fn install(signal: Signal) -> Option<libc::sigaction> {
+    let number = signal.number();
+    let mut earlier = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: a null new action only reads the present one into `earlier`.
+    let earlier = unsafe {
+        if libc::sigaction(number, ptr::null(), earlier.as_mut_ptr()) != 0 {
+            return None;
+        }
+        earlier.assume_init()
+    };
+    if earlier.sa_sigaction == libc::SIG_IGN {
+        return None;
+    }
+
+    let slot = slot(number);
+    let chained = if earlier.sa_sigaction == libc::SIG_DFL { 0 } else { earlier.sa_sigaction };
+    EARLIER_TAKES_INFO[slot].store(earlier.sa_flags & libc::SA_SIGINFO != 0, Ordering::SeqCst);
+    EARLIER[slot].store(ptr::with_exposed_provenance_mut(chained), Ordering::SeqCst);
+
+    // SAFETY: the action is a zeroed plain struct with an empty mask and a handler that calls only
+    // async-signal-safe functions; SA_RESTART keeps the user's system calls from failing with EINTR.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_signal as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
+        libc::sigemptyset(&mut action.sa_mask);
+        (libc::sigaction(number, &action, ptr::null_mut()) == 0).then_some(earlier)
+    }
+}
+
+fn slot(number: i32) -> usize {
+    usize::from(number == libc::SIGTERM)
+}
+
+extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let first = RECEIVED.compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+    let text: &[u8] = if first {
+        b"\nleyden: stopping at the end of this step; a second signal stops at once\n"
+    } else {
+        b"\nleyden: second signal: stopped at once, without clean-up\n"
+    };
+    // SAFETY: write and _exit are async-signal-safe; the buffer is static.
+    unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
+    if !first {
+        // SAFETY: as above.
+        unsafe { libc::_exit(128 + number) };
+    }
+
+    let handler = EARLIER[slot(number)].load(Ordering::SeqCst);
+    if handler.is_null() {
+        return;
+    }
+    // SAFETY: the address came from sigaction, which says by SA_SIGINFO which of the two types it has; the
+    // arguments are the ones that the kernel gave us.
+    unsafe {
+        if EARLIER_TAKES_INFO[slot(number)].load(Ordering::SeqCst) {
+            let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
+                std::mem::transmute(handler);
+            handler(number, info, context);
+        } else {
+            let handler: extern "C" fn(i32) = std::mem::transmute(handler);
+            handler(number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static EARLIER_CALLS: AtomicI32 = AtomicI32::new(0);
+
+    extern "C" fn count(_: i32) {
+        EARLIER_CALLS.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// One test, because signals belong to the whole process.
+    #[test]
+    fn notes_the_first_signal_chains_and_restores() {
+        // SAFETY: `count` only touches an atomic.
+        unsafe { libc::signal(libc::SIGTERM, count as *const () as usize) };
+        {
+            let listener = Listener::start();
+            let nested = Listener::start();
+            assert_eq!(listener.received(), None);
+            // SAFETY: raise has no preconditions; our handler is installed.
+            unsafe { libc::raise(libc::SIGTERM) };
+            assert_eq!(listener.received(), Some(Signal::Terminate));
+            assert_eq!(nested.received(), Some(Signal::Terminate));
+            assert_eq!(EARLIER_CALLS.load(Ordering::SeqCst), 1);
+        }
+        // SAFETY: the handler in place is `count` again.
+        unsafe { libc::raise(libc::SIGTERM) };
+        assert_eq!(EARLIER_CALLS.load(Ordering::SeqCst), 2);
+        assert_eq!(Listener::start().received(), None, "a new listener starts clean");
+    }
+}
