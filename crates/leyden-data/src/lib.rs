@@ -1,1 +1,34 @@
-//! x
+//! Data sets, their order, and the loader.
+//!
+//! **Sample-addressed.** Which sample stands where in an epoch, and what randomness it gets, are functions of (seed,
+//! epoch, position) and of nothing else. There is no iterator state to save and no global generator to restore: a
+//! position in the data is a few integers ([`LoaderState`]), and going on from it costs the same at the first batch
+//! and at the millionth. The two functions are a keyed bijection ([`Permutation`]) and a generator keyed by the
+//! sample ([`SampleRng`]).
+//!
+//! **The parts.** A [`Dataset`] gives samples by index and makes batches of them. A [`DataLoader`] decides which
+//! samples form which batch, on which rank. A training loop sees [`Loader`], the five verbs it needs, so that other
+//! sources of batches fit in. [`IdxImages`] is a data set for MNIST and its kin.
+//!
+//! **Failure.** An error of one sample is the error of its batch, with the sample's index and place; a panic in a
+//! data set's code is such an error too. The loader stays usable after either, and an epoch has the number of
+//! batches it said, whatever they are: it never just ends.
+//!
+//! There are no tensors here and no worker processes, and ranks are two numbers.
+
+#![forbid(unsafe_code)]
+
+pub mod codes;
+mod dataset;
+mod idx;
+mod loader;
+mod permutation;
+mod rng;
+pub mod testing;
+
+pub use dataset::{Dataset, SampleCx, Subset, random_split};
+pub use idx::{IdxArray, IdxImages, IdxItem, ImageBatch};
+pub use leyden_process::{Error, Result};
+pub use loader::{Batch, DataLoader, DataLoaderBuilder, Epoch, Loader, LoaderState};
+pub use permutation::Permutation;
+pub use rng::{SampleRng, mix};

@@ -1,0 +1,70 @@
+//! The failure classes of this crate; each has a page in `docs/errors/`.
+//!
+//! The texts of the errors are where the errors are made.
+
+use leyden_process::{Code, exit};
+
+/// An argument of the loader's builder is impossible.
+pub const LOADER_ARGUMENT: Code = Code::new("L0101", exit::CONFIGURATION);
+/// The loader would have no batches.
+pub const NO_BATCHES: Code = Code::new("L0102", exit::CONFIGURATION);
+/// The last step of an epoch has fewer samples than there are ranks.
+pub const UNEVEN_TAIL: Code = Code::new("L0103", exit::CONFIGURATION);
+/// A saved loader state is of another data set, batch size, seed or world.
+pub const STATE_MISMATCH: Code = Code::new("L0104", exit::CONFIGURATION);
+/// The data set panicked in `get`.
+pub const GET_PANICKED: Code = Code::new("L0201", exit::TRAINING_FAILED);
+/// The data set panicked in `collate`.
+pub const COLLATE_PANICKED: Code = Code::new("L0202", exit::TRAINING_FAILED);
+/// An index is outside the data set.
+pub const INDEX_OUT_OF_RANGE: Code = Code::new("L0301", exit::TRAINING_FAILED);
+/// The lengths of a split do not add up to the length of the data set.
+pub const SPLIT_LENGTHS: Code = Code::new("L0302", exit::CONFIGURATION);
+/// An IDX file is missing or cannot be read.
+pub const IDX_UNREADABLE: Code = Code::new("L0401", exit::CONFIGURATION);
+/// An IDX file ends before its header says.
+pub const IDX_TRUNCATED: Code = Code::new("L0402", exit::CONFIGURATION);
+/// A file is not an IDX file.
+pub const IDX_MAGIC: Code = Code::new("L0403", exit::CONFIGURATION);
+/// An IDX file holds elements that are not unsigned bytes.
+pub const IDX_ELEMENT: Code = Code::new("L0404", exit::CONFIGURATION);
+/// An IDX file goes on after its header says it ends.
+pub const IDX_TRAILING: Code = Code::new("L0405", exit::CONFIGURATION);
+/// The header of an IDX file promises more than memory can hold.
+pub const IDX_SIZE: Code = Code::new("L0406", exit::CONFIGURATION);
+/// The gzip stream of an IDX file is damaged.
+pub const IDX_GZIP: Code = Code::new("L0407", exit::CONFIGURATION);
+/// Images and labels do not fit together.
+pub const IDX_PAIR: Code = Code::new("L0408", exit::CONFIGURATION);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_code_has_a_page_that_starts_with_it() {
+        let all = [
+            LOADER_ARGUMENT,
+            NO_BATCHES,
+            UNEVEN_TAIL,
+            STATE_MISMATCH,
+            GET_PANICKED,
+            COLLATE_PANICKED,
+            INDEX_OUT_OF_RANGE,
+            SPLIT_LENGTHS,
+            IDX_UNREADABLE,
+            IDX_TRUNCATED,
+            IDX_MAGIC,
+            IDX_ELEMENT,
+            IDX_TRAILING,
+            IDX_SIZE,
+            IDX_GZIP,
+            IDX_PAIR,
+        ];
+        for code in all {
+            let path = format!("{}/../../docs/errors/{code}.md", env!("CARGO_MANIFEST_DIR"));
+            let page = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+            assert!(page.starts_with(&format!("# {code}: ")), "{path} starts with {:?}", page.lines().next());
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! [`TrainerConfig`]: what was asked, as plain data.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use leyden_process::{Code, Error, Result, exit};
+use serde::{Deserialize, Serialize};
+
+use crate::learner::GradientClip;
+
+/// All that a [`Trainer`](crate::Trainer) can be told, with Lightning's names and, unless said, its defaults.
+/// Live objects (callbacks, loggers) come by the builder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainerConfig {
+    /// Batches whose gradients one optimizer step takes, as their mean: over what was really accumulated, so an
+    /// epoch's short last window counts fully (Lightning divides by the full number there). Default 1.
+    pub accumulate_grad_batches: u32,
+    /// Validates every so many epochs; `None` counts [`ValCheck::Batches`] across epochs. Default 1.
+    pub check_val_every_n_epoch: Option<u64>,
+    /// Looks for NaN and infinity in the loss and every gradient, and names step and parameter. Costs a pass over
+    /// the gradients a step. Default off.
+    pub detect_anomaly: bool,
+    /// Adds a [`ModelCheckpoint`](crate::ModelCheckpoint) if none was given, and saves on a signal. Default on.
+    pub enable_checkpointing: bool,
+    /// Shows progress: a bar in a terminal, plain lines elsewhere. Default on.
+    pub enable_progress_bar: bool,
+    /// Shows the layers before training. Default on.
+    pub enable_model_summary: bool,
+    /// Runs so many batches of each kind and ends: no checkpoint, no logger, no sanity check. Default `None`.
+    pub fast_dev_run: Option<usize>,
+    /// Clips gradients before each optimizer step. Default `None`.
+    pub gradient_clip: Option<GradientClip>,
+    /// How many training batches of an epoch are used.
+    pub limit_train_batches: Limit,
+    /// How many batches a validation uses.
+    pub limit_val_batches: Limit,
+    /// How many batches the test uses.
+    pub limit_test_batches: Limit,
+    /// How many batches prediction uses.
+    pub limit_predict_batches: Limit,
+    /// Step-level values go to the loggers every so many optimizer steps. Default 50.
+    pub log_every_n_steps: u64,
+    /// Ends after so many epochs. Default `None`: no limit if `max_steps` or `max_time` is set, else 1000.
+    pub max_epochs: Option<u64>,
+    /// Ends after so many optimizer steps. Default `None`.
+    pub max_steps: Option<u64>,
+    /// Ends at the first step boundary after so long, counted over resumes. Default `None`.
+    pub max_time: Option<Duration>,
+    /// Callbacks cannot stop the training before so many epochs are done. Default `None`.
+    pub min_epochs: Option<u64>,
+    /// Callbacks cannot stop the training before so many optimizer steps are made. Default `None`.
+    pub min_steps: Option<u64>,
+    /// The run folder is `<root_dir>/<name>/version_N`. Default `run`.
+    pub name: String,
+    /// Batches of each validation loader that are tried before training; not on a resume. Default 2.
+    pub num_sanity_val_steps: usize,
+    /// Trains and validates on the same few training batches, in fixed order. Default `None`.
+    pub overfit_batches: Option<Limit>,
+    /// Where run folders are made. Default `runs`.
+    pub root_dir: PathBuf,
+    /// Seeds order, per-sample and device randomness. The same seed gives the same numbers. Default 0: a run is
+    /// reproducible unless it is asked not to be (Lightning: unseeded).
+    pub seed: u64,
+    /// A clean-up (`on_exception`, `teardown`) that takes longer is named, and the process ends. Default 60 s.
+    pub teardown_timeout: Duration,
+    /// When, within an epoch, validation runs. Default at its end.
+    pub val_check_interval: ValCheck,
+}
+
+/// A number of batches, or a part of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Limit {
+    /// All batches.
+    #[default]
+    All,
+    /// At most so many; 0 turns the stage off.
+    Batches(usize),
+    /// This part of them, 0 to 1, rounded down.
+    Fraction(f64),
+}
+
+/// When validation runs within an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ValCheck {
+    /// After each so many training batches.
+    Batches(usize),
+    /// After each such part of the epoch, above 0 and at most 1.
+    Fraction(f64),
+    /// When so much time has passed since the last one, at the next batch's end.
+    Time(Duration),
+}
+
+impl Default for TrainerConfig {
+    fn default() -> Self {
+        Self {
+            accumulate_grad_batches: 1,
+            check_val_every_n_epoch: Some(1),
+            detect_anomaly: false,
+            enable_checkpointing: true,
+            enable_progress_bar: true,
+            enable_model_summary: true,
+            fast_dev_run: None,
+            gradient_clip: None,
+            limit_train_batches: Limit::All,
+            limit_val_batches: Limit::All,
+            limit_test_batches: Limit::All,
+            limit_predict_batches: Limit::All,
+            log_every_n_steps: 50,
+            max_epochs: None,
+            max_steps: None,
+            max_time: None,
+            min_epochs: None,
+            min_steps: None,
+            name: "run".to_owned(),
+            num_sanity_val_steps: 2,
+            overfit_batches: None,
+            root_dir: PathBuf::from("runs"),
+            seed: 0,
+            teardown_timeout: Duration::from_secs(60),
+            val_check_interval: ValCheck::Fraction(1.0),
+        }
+    }
+}
+
+impl TrainerConfig {
+    /// Checks what can be checked without data.
+    ///
+    /// # Errors
+    /// `C0101`, naming the field, its value and what is allowed.
+    pub fn check(&self) -> Result<()> {
+        at_least_one("accumulate_grad_batches", u64::from(self.accumulate_grad_batches))?;
+        at_least_one("log_every_n_steps", self.log_every_n_steps)?;
+        at_least_one("check_val_every_n_epoch", self.check_val_every_n_epoch.unwrap_or(1))?;
+        at_least_one("fast_dev_run", self.fast_dev_run.unwrap_or(1) as u64)?;
+        for (field, limit) in [
+            ("limit_train_batches", self.limit_train_batches),
+            ("limit_val_batches", self.limit_val_batches),
+            ("limit_test_batches", self.limit_test_batches),
+            ("limit_predict_batches", self.limit_predict_batches),
+            ("overfit_batches", self.overfit_batches.unwrap_or_default()),
+        ] {
+            if let Limit::Fraction(part) = limit
+                && !(0.0..=1.0).contains(&part)
+            {
+                return Err(wrong(field, part, "a part from 0 to 1; a count is `Limit::Batches(n)`"));
+            }
+        }
+        match self.val_check_interval {
+            ValCheck::Batches(n) => at_least_one("val_check_interval", n as u64)?,
+            ValCheck::Fraction(part) if !(part > 0.0 && part <= 1.0) => {
+                return Err(wrong("val_check_interval", part, "a part above 0 and at most 1"));
+            }
+            ValCheck::Fraction(_) if self.check_val_every_n_epoch.is_none() => {
+                return Err(wrong(
+                    "check_val_every_n_epoch",
+                    "None",
+                    "`Some(n)`, unless `val_check_interval` is `ValCheck::Batches(n)` or `ValCheck::Time(d)`",
+                ));
+            }
+            _ => {}
+        }
+        match self.gradient_clip {
+            Some(GradientClip::Norm(limit) | GradientClip::Value(limit))
+                if !(limit > 0.0 && limit.is_finite()) =>
+            {
+                Err(wrong("gradient_clip", limit, "a limit above 0"))
+            }
+            _ if self.name.is_empty()
+                || self.name.contains(['/', '\\', '\0'])
+                || self.name.starts_with('.') =>
+            {
+                Err(wrong("name", format!("`{}`", self.name), "the name of one folder"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Limit {
+    /// How many of `all` batches that is.
+    pub(crate) fn of(self, all: usize) -> usize {
+        match self {
+            Self::All => all,
+            Self::Batches(n) => n.min(all),
+            Self::Fraction(part) => (all as f64 * part) as usize,
+        }
+    }
+}
+
+fn at_least_one(field: &str, value: u64) -> Result<()> {
+    if value > 0 { Ok(()) } else { Err(wrong(field, value, "at least 1")) }
+}
+
+fn wrong(field: &str, value: impl std::fmt::Display, allowed: &str) -> Error {
+    Error::new(WRONG_VALUE, format!("`{field}` is {value}"))
+        .why(format!("allowed is {allowed}"))
+        .hint(format!("change `.{field}(..)` on the builder, or the field in the configuration"))
+}
+
+/// A configuration value is out of its range.
+pub const WRONG_VALUE: Code = Code::new("C0101", exit::CONFIGURATION);

@@ -1,0 +1,450 @@
+//! What steps logged: the values of this step, and the means of this epoch.
+//!
+//! One [`Logs`] for training, one for each evaluation. A step logs the same names in the same order as the step
+//! before, so an entry is found at the expected place by one comparison; nothing is allocated after the first step.
+
+use std::any::Any;
+use std::fmt;
+
+use leyden_process::{Code, Error, Result, exit};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::learner::Stage;
+use crate::metric::Metric;
+use crate::scalar::{DeviceScalar, Scalar};
+use crate::step::StepFacts;
+
+/// The logged values of one stage.
+#[derive(Default)]
+pub struct Logs {
+    entries: Vec<Entry>,
+    metrics: Vec<NamedMetric>,
+    /// Counts of a checkpoint, waiting for the step that makes their metric again.
+    restored: Vec<SavedMetric>,
+    /// Where the next `log` is expected.
+    cursor: usize,
+    /// Counts steps, so that values of earlier steps are recognised.
+    step: u64,
+    /// More than one loader: names get a suffix.
+    several_loaders: bool,
+    misuse: Option<Error>,
+}
+
+/// How one name is logged; set by the [`LogHandle`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Spec {
+    on_step: bool,
+    on_epoch: bool,
+    prog_bar: bool,
+    logger: bool,
+    reduce: Reduce,
+}
+
+/// How an epoch's values become one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reduce {
+    /// The largest.
+    Max,
+    /// The mean, weighted by batch size.
+    #[default]
+    Mean,
+    /// The smallest.
+    Min,
+    /// The sum.
+    Sum,
+}
+
+struct Entry {
+    name: String,
+    loader: usize,
+    spec: Spec,
+    /// `name`, `name_step`: what the step level is called.
+    step_name: String,
+    epoch_name: String,
+    last: Option<Scalar>,
+    last_step: u64,
+    total: Total,
+}
+
+/// An epoch's values so far.
+#[derive(Default)]
+struct Total {
+    value: f64,
+    weight: f64,
+    /// The part that is still on a device.
+    device: Option<Box<dyn DeviceScalar>>,
+}
+
+struct NamedMetric {
+    name: String,
+    metric: Box<dyn Metric>,
+    updated: bool,
+}
+
+/// A value being logged; what its methods say holds when it goes out of scope, at the end of the statement.
+pub struct LogHandle<'a> {
+    logs: &'a mut Logs,
+    index: usize,
+    value: Option<Scalar>,
+    spec: Spec,
+    weight: f64,
+    epoch_only: bool,
+}
+
+impl LogHandle<'_> {
+    /// Shows it in the progress bar.
+    pub fn prog_bar(mut self) -> Self {
+        self.spec.prog_bar = true;
+        self
+    }
+
+    /// Whether each step's value goes to the loggers (every `log_every_n_steps`).
+    pub fn on_step(mut self, on: bool) -> Self {
+        self.spec.on_step = on;
+        self
+    }
+
+    /// Whether the epoch's mean is kept and logged.
+    pub fn on_epoch(mut self, on: bool) -> Self {
+        self.spec.on_epoch = on;
+        self
+    }
+
+    /// Whether loggers get it at all; callbacks and the bar still do.
+    pub fn logger(mut self, on: bool) -> Self {
+        self.spec.logger = on;
+        self
+    }
+
+    /// The weight in the epoch's mean, instead of the batch's number of samples.
+    pub fn batch_size(mut self, samples: usize) -> Self {
+        self.weight = samples as f64;
+        self
+    }
+
+    /// How the epoch's values become one; the mean by default.
+    pub fn reduce(mut self, reduce: Reduce) -> Self {
+        self.spec.reduce = reduce;
+        self
+    }
+}
+
+impl Drop for LogHandle<'_> {
+    fn drop(&mut self) {
+        if let Some(value) = self.value.take() {
+            self.logs.commit(self.index, value, self.spec, self.weight, self.epoch_only);
+        }
+    }
+}
+
+impl Logs {
+    /// Nothing logged yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn with_loaders(loaders: usize) -> Self {
+        Self { several_loaders: loaders > 1, ..Self::default() }
+    }
+
+    pub(crate) fn log(&mut self, name: &str, value: Scalar, at: &StepFacts) -> LogHandle<'_> {
+        let in_training_step = at.stage == Stage::Fit && at.in_step;
+        let spec = Spec {
+            on_step: in_training_step,
+            on_epoch: !in_training_step,
+            prog_bar: false,
+            logger: true,
+            reduce: Reduce::Mean,
+        };
+        let index = self.find(name, at.loader, spec);
+        LogHandle {
+            logs: self,
+            index,
+            value: Some(value),
+            spec,
+            weight: if at.in_step { at.samples as f64 } else { 1.0 },
+            epoch_only: !at.in_step,
+        }
+    }
+
+    pub(crate) fn metric<M: Metric>(
+        &mut self,
+        name: &str,
+        loader: usize,
+        make: impl FnOnce() -> M,
+    ) -> Result<&mut M> {
+        let full = self.full_name(name, loader);
+        let index = match self.metrics.iter().position(|known| known.name == full) {
+            Some(index) => index,
+            None => {
+                let mut metric = Box::new(make());
+                if let Some(saved) = self.restored.iter().position(|saved| saved.name == full) {
+                    metric.load_state(&self.restored.swap_remove(saved).state)?;
+                }
+                self.metrics.push(NamedMetric { name: full, metric, updated: false });
+                self.metrics.len() - 1
+            }
+        };
+        let found = &mut self.metrics[index];
+        found.updated = true;
+        let metric: &mut dyn Any = &mut *found.metric;
+        metric.downcast_mut::<M>().ok_or_else(|| {
+            Error::new(OTHER_METRIC, format!("`{name}` is a metric of another type"))
+                .why("a metric keeps the type with which the epoch's first step asked for it")
+                .hint("give the two metrics two names")
+        })
+    }
+
+    /// Begins a step: forgets where the last one ended. Fails if the last one misused `log`.
+    #[inline]
+    pub fn end_step(&mut self) -> Result<()> {
+        self.step += 1;
+        self.cursor = 0;
+        self.misuse.take().map_or(Ok(()), Err)
+    }
+
+    /// The last value of each name that this step logged, as `(name, value)`, for the loggers.
+    pub(crate) fn step_values(&self, mut each: impl FnMut(&str, f64)) -> Result<()> {
+        for entry in &self.entries {
+            if let (true, Some(value)) = (entry.spec.on_step && entry.spec.logger, entry.current(self.step)) {
+                each(&entry.step_name, value.read()?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks up a name: the newest step's value.
+    pub(crate) fn get(&self, name: &str) -> Option<f64> {
+        let entry = self.entries.iter().find(|entry| entry.step_name == name || entry.name == name)?;
+        entry.last.as_ref()?.read().ok()
+    }
+
+    /// The names and newest values that the progress bar shows.
+    pub(crate) fn prog_bar(&self, mut each: impl FnMut(&str, f64)) {
+        for entry in self.entries.iter().filter(|entry| entry.spec.prog_bar) {
+            if let Some(Ok(value)) = entry.last.as_ref().map(Scalar::read) {
+                each(&entry.name, value);
+            }
+        }
+    }
+
+    /// Forgets the epoch before.
+    pub(crate) fn start_epoch(&mut self) {
+        for entry in &mut self.entries {
+            entry.total = Total::default();
+        }
+        for named in &mut self.metrics {
+            named.metric.reset();
+            named.updated = false;
+        }
+    }
+
+    /// The epoch's values so far, as `(name, value, for loggers)`. They stay until the next epoch starts, so that a
+    /// checkpoint of an epoch that was cut short can go on with them.
+    pub(crate) fn end_epoch(&mut self) -> Result<Vec<(String, f64, bool)>> {
+        self.end_step()?;
+        let mut values = Vec::new();
+        for entry in self.entries.iter().filter(|entry| entry.spec.on_epoch) {
+            if let Some(value) = entry.total.value(entry.spec.reduce)? {
+                values.push((entry.epoch_name.clone(), value, entry.spec.logger));
+            }
+        }
+        for named in self.metrics.iter().filter(|named| named.updated) {
+            let mut computed = Vec::new();
+            named.metric.compute(&named.name, &mut computed);
+            values.extend(computed.into_iter().map(|(name, value)| (name, value, true)));
+        }
+        Ok(values)
+    }
+
+    /// The unfinished epoch, for a checkpoint.
+    pub(crate) fn state(&self) -> Result<Value> {
+        let mut entries = Vec::new();
+        for entry in self.entries.iter().filter(|entry| entry.spec.on_epoch) {
+            // The device's part is read into the host's: a sum in the same order, so the same bits on the CPU.
+            let device = entry.total.device.as_ref().map_or(Ok(0.0), |part| part.read())?;
+            entries.push(SavedEntry {
+                name: entry.name.clone(),
+                loader: entry.loader,
+                spec: entry.spec,
+                value: (entry.total.value + device).to_bits(),
+                weight: entry.total.weight.to_bits(),
+            });
+        }
+        let updated = self.metrics.iter().filter(|named| named.updated);
+        let metrics: Vec<_> = updated
+            .map(|named| SavedMetric { name: named.name.clone(), state: named.metric.state() })
+            .chain(self.restored.iter().cloned())
+            .collect();
+        Ok(json!({ "entries": entries, "metrics": metrics }))
+    }
+
+    /// Takes back [`state`](Self::state). Metrics are made anew by the module; their counts wait for them.
+    pub(crate) fn load_state(&mut self, state: &Value) -> Result<()> {
+        let saved: Vec<SavedEntry> = serde_json::from_value(state["entries"].clone())?;
+        for entry in saved {
+            let index = self.find(&entry.name, entry.loader, entry.spec);
+            self.entries[index].total = Total {
+                value: f64::from_bits(entry.value),
+                weight: f64::from_bits(entry.weight),
+                device: None,
+            };
+        }
+        self.cursor = 0;
+        self.restored = serde_json::from_value(state["metrics"].clone())?;
+        Ok(())
+    }
+
+    fn full_name(&self, name: &str, loader: usize) -> String {
+        if self.several_loaders { format!("{name}/dataloader_idx_{loader}") } else { name.to_owned() }
+    }
+
+    fn find(&mut self, name: &str, loader: usize, spec: Spec) -> usize {
+        let matches = |entry: &Entry| entry.name == name && entry.loader == loader;
+        let index = match self.entries.get(self.cursor) {
+            Some(entry) if matches(entry) => self.cursor,
+            _ => self.entries.iter().position(matches).unwrap_or_else(|| self.add(name, loader, spec)),
+        };
+        self.cursor = index + 1;
+        index
+    }
+
+    fn add(&mut self, name: &str, loader: usize, spec: Spec) -> usize {
+        self.entries.push(Entry {
+            name: name.to_owned(),
+            loader,
+            spec,
+            step_name: String::new(),
+            epoch_name: String::new(),
+            last: None,
+            last_step: 0,
+            total: Total::default(),
+        });
+        let index = self.entries.len() - 1;
+        self.name_levels(index);
+        index
+    }
+
+    /// Settles what the two levels of an entry are called.
+    fn name_levels(&mut self, index: usize) {
+        let full = self.full_name(&self.entries[index].name, self.entries[index].loader);
+        let entry = &mut self.entries[index];
+        let both = entry.spec.on_step && entry.spec.on_epoch;
+        entry.step_name = if both { format!("{full}_step") } else { full.clone() };
+        entry.epoch_name = if both { format!("{full}_epoch") } else { full };
+    }
+
+    fn commit(&mut self, index: usize, value: Scalar, spec: Spec, weight: f64, epoch_only: bool) {
+        if epoch_only && spec.on_step {
+            let name = &self.entries[index].name;
+            self.misuse.get_or_insert_with(|| {
+                Error::new(
+                    STEP_LEVEL_IN_EPOCH_HOOK,
+                    format!("`{name}` is logged at the step level in an epoch hook"),
+                )
+                .why("an epoch hook belongs to no step")
+                .hint("remove `.on_step(true)`, or log it in `training_step`")
+            });
+            return;
+        }
+        if self.entries[index].spec != spec {
+            if self.entries[index].last.is_some() {
+                let name = &self.entries[index].name;
+                self.misuse.get_or_insert_with(|| {
+                    Error::new(OTHER_ARGUMENTS, format!("`{name}` is logged twice with different arguments"))
+                        .why(format!("first {:?}, now {spec:?}", self.entries[index].spec))
+                        .hint("use the same levels and reduction each time, or two names")
+                });
+                return;
+            }
+            self.entries[index].spec = spec;
+            self.name_levels(index);
+        }
+        let entry = &mut self.entries[index];
+        if spec.on_epoch
+            && let Err(error) = entry.total.add(&value, weight, spec.reduce)
+        {
+            self.misuse.get_or_insert(error);
+        }
+        entry.last = Some(value);
+        entry.last_step = self.step;
+    }
+}
+
+impl Entry {
+    /// The value, if the step that is ending logged it.
+    fn current(&self, step: u64) -> Option<&Scalar> {
+        self.last.as_ref().filter(|_| self.last_step == step)
+    }
+}
+
+impl Total {
+    fn add(&mut self, value: &Scalar, weight: f64, reduce: Reduce) -> Result<()> {
+        let first = self.weight == 0.0;
+        match (reduce, value) {
+            (Reduce::Mean | Reduce::Sum, Scalar::Device(value)) => {
+                let part = if reduce == Reduce::Mean { value.scaled(weight) } else { value.scaled(1.0) };
+                match self.device.take() {
+                    None => self.device = Some(part),
+                    Some(sum) => match sum.plus(&*part) {
+                        Some(total) => self.device = Some(total),
+                        None => {
+                            self.value += sum.read()?;
+                            self.device = Some(part);
+                        }
+                    },
+                }
+            }
+            (Reduce::Mean, value) => self.value += value.read()? * weight,
+            (Reduce::Sum, value) => self.value += value.read()?,
+            (Reduce::Max, value) => {
+                let value = value.read()?;
+                self.value = if first { value } else { self.value.max(value) };
+            }
+            (Reduce::Min, value) => {
+                let value = value.read()?;
+                self.value = if first { value } else { self.value.min(value) };
+            }
+        }
+        self.weight += weight;
+        Ok(())
+    }
+
+    fn value(&self, reduce: Reduce) -> Result<Option<f64>> {
+        if self.weight == 0.0 {
+            return Ok(None);
+        }
+        let total = self.value + self.device.as_ref().map_or(Ok(0.0), |part| part.read())?;
+        Ok(Some(if reduce == Reduce::Mean { total / self.weight } else { total }))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedEntry {
+    name: String,
+    loader: usize,
+    spec: Spec,
+    /// Bits, so that JSON cannot change the value.
+    value: u64,
+    weight: u64,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+struct SavedMetric {
+    name: String,
+    state: Value,
+}
+
+impl fmt::Debug for Logs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.entries.iter().map(|entry| (&entry.step_name, &entry.last))).finish()
+    }
+}
+
+/// The same name was logged with other levels or another reduction.
+pub const OTHER_ARGUMENTS: Code = Code::new("T0201", exit::TRAINING_FAILED);
+/// A step-level value was logged in a hook of the epoch.
+pub const STEP_LEVEL_IN_EPOCH_HOOK: Code = Code::new("T0202", exit::TRAINING_FAILED);
+/// One name was used for two types of metric.
+pub const OTHER_METRIC: Code = Code::new("T0203", exit::TRAINING_FAILED);

@@ -1,0 +1,409 @@
+//! [`Trainer`]: configured once, used for any number of runs.
+
+mod builder;
+mod evaluate;
+mod fit;
+mod lifecycle;
+mod run;
+
+use std::any::Any;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use leyden_data::Loader;
+use leyden_process::signal::Listener;
+use leyden_process::{Code, Error, Result, allocator, exit};
+
+pub use builder::{BAD_BUILD, SAME_NAME, TrainerBuilder};
+pub use fit::{ENDED_EARLY, NOT_FINITE};
+pub use lifecycle::{CLEAN_UP_FAILED, CLEAN_UP_STUCK, INTERRUPTED, PANICKED, TERMINATED};
+pub use run::{OTHER_ORDER, WEIGHTS_ONLY};
+
+use evaluate::Evaluation;
+use lifecycle::{Ended, conduct, interruption};
+use run::{Doing, Flow, Run};
+
+use crate::checkpoint::{Checkpoint, RunState};
+use crate::config::TrainerConfig;
+use crate::data_module::{DataModule, LoaderCx, Loaders};
+use crate::event::Callback;
+use crate::learner::{Learner, Stage};
+use crate::logger::Logger;
+use crate::logs::Logs;
+use crate::metrics::Metrics;
+use crate::outcome::{Outcome, StopReason};
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::run_dir;
+use crate::state::Parts;
+
+/// Runs training, validation, test and prediction.
+///
+/// Making one does no I/O and starts nothing; any number of them, and any number of runs, may follow each other in
+/// a process, after success and after failure. Each run holds the lifecycle contract of
+/// [`DataModule`](crate::DataModule).
+///
+/// The engine's crate adds `fit`, `validate`, `test` and `predict` for its models (`leyden::prelude` has them);
+/// the methods here take any [`Learner`].
+pub struct Trainer {
+    config: TrainerConfig,
+    callbacks: Vec<Box<dyn Callback>>,
+    loggers: Vec<Box<dyn Logger>>,
+    ckpt_path: Option<CkptPath>,
+    dir: Option<PathBuf>,
+    last_fit: Option<RunState>,
+}
+
+/// Which checkpoint a run begins from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CkptPath {
+    /// The best by the monitored metric, of this trainer's last `fit`.
+    Best,
+    /// The newest: of this trainer's last `fit`, else of the newest run folder of that name that has one.
+    Last,
+    /// This file.
+    Path(PathBuf),
+}
+
+impl<P: AsRef<Path>> From<P> for CkptPath {
+    /// `best` and `last` are what they say; anything else is a path.
+    fn from(path: P) -> Self {
+        match path.as_ref().to_str() {
+            Some("best") => Self::Best,
+            Some("last") => Self::Last,
+            _ => Self::Path(path.as_ref().to_path_buf()),
+        }
+    }
+}
+
+/// What a `fit` that did not fail did.
+#[derive(Clone, Debug)]
+#[must_use = "an interrupted fit is not an error; look at `outcome`"]
+pub struct FitReport {
+    /// How it ended: finished, or interrupted by a signal.
+    pub outcome: Outcome,
+    /// The newest epoch-level values.
+    pub metrics: Metrics,
+    /// Epochs completed, counted over resumes.
+    pub epochs: u64,
+    /// Optimizer steps made, counted over resumes.
+    pub steps: u64,
+    /// How long this run took.
+    pub elapsed: Duration,
+    /// The run folder, if anything was written.
+    pub run_dir: Option<PathBuf>,
+    /// The best checkpoint by the monitored metric.
+    pub best_checkpoint: Option<PathBuf>,
+    /// The newest checkpoint.
+    pub last_checkpoint: Option<PathBuf>,
+    /// What was resolved to run, and why.
+    pub plan: Plan,
+}
+
+/// What prediction returned: by loader, by batch.
+pub type Predictions<T = Box<dyn Any + Send>> = Vec<Vec<T>>;
+
+impl Trainer {
+    /// Starts to configure one.
+    pub fn builder() -> TrainerBuilder {
+        TrainerBuilder::default()
+    }
+
+    /// What it was told.
+    pub fn config(&self) -> &TrainerConfig {
+        &self.config
+    }
+
+    /// The run folder of the last run.
+    pub fn run_dir(&self) -> Option<&Path> {
+        self.dir.as_deref()
+    }
+
+    /// The next run begins from this checkpoint: `fit` goes on where it was saved, to the last bit; evaluations
+    /// take its weights. `best`, `last`, or a path.
+    pub fn ckpt_path(&mut self, path: impl Into<CkptPath>) -> &mut Self {
+        self.ckpt_path = Some(path.into());
+        self
+    }
+
+    /// Trains `learner` on `data`.
+    ///
+    /// # Errors
+    /// What made it fail, with hook, epoch, step and batch. A signal is no error: see [`FitReport::outcome`].
+    pub fn fit_learner<H>(
+        &mut self,
+        learner: &mut dyn Learner<H>,
+        data: &mut dyn DataModule<Batch = H>,
+    ) -> Result<FitReport> {
+        let from = self.take_ckpt_path()?;
+        self.dir = None;
+        let begun = Instant::now();
+        let mut run = self.run(Stage::Fit, learner, data);
+        let Ended { outcome, error, .. } = conduct(&mut run, |run| {
+            let cx = LoaderCx { stage: Stage::Fit, seed: run.config.seed };
+            run.doing = Doing::Data("train_loader");
+            let mut train = one_loader(run.data.train_loader(&cx)?)?;
+            run.doing = Doing::Data("val_loader");
+            let mut val = run.data.val_loader(&cx)?.0;
+            if run.config.overfit_batches.is_some() {
+                train.set_sequential();
+                run.doing = Doing::Data("train_loader");
+                val = run.data.train_loader(&cx)?.0;
+                val.iter_mut().for_each(|loader| loader.set_sequential());
+            }
+            run.plan = plan(run, Some(train.len()), &val)?;
+            run.progress.batches = run.plan.train_batches;
+            run.loader = train.identity();
+            run.open_run_dir()?;
+            if let Some(path) = &from {
+                run.doing = Doing::Loading("checkpoint");
+                run.load(path)?;
+            }
+            run.started = true;
+            Ok(((), fit::fit(run, &train, &val)?))
+        });
+        let report = |run: &Run<'_, H>, outcome| FitReport {
+            outcome,
+            metrics: run.metrics.clone(),
+            epochs: run.progress.epoch,
+            steps: run.progress.global_step,
+            elapsed: begun.elapsed(),
+            run_dir: run.dir.clone(),
+            best_checkpoint: run.callbacks.iter().find_map(|callback| callback.best_checkpoint()),
+            last_checkpoint: run.dir.as_deref().map(run_dir::last_in).filter(|path| path.is_file()),
+            plan: run.plan.clone(),
+        };
+        let report = report(&run, outcome);
+        let state = if error.is_none() { run.run_state().ok() } else { None };
+        let dir = run.dir.clone();
+        drop(run);
+        (self.dir, self.last_fit) = (dir, state);
+        error.map_or(Ok(report), Err)
+    }
+
+    /// Validates `learner`; gives the epoch-level values.
+    ///
+    /// # Errors
+    /// What made it fail; a signal is an error here (`T0302`, `T0303`), because the values would be of a part.
+    pub fn validate_learner<H>(
+        &mut self,
+        learner: &mut dyn Learner<H>,
+        data: &mut dyn DataModule<Batch = H>,
+    ) -> Result<Metrics> {
+        self.evaluate(learner, data, &Evaluation::VALIDATION).map(|(metrics, _)| metrics)
+    }
+
+    /// Tests `learner`; gives the epoch-level values.
+    ///
+    /// # Errors
+    /// As [`validate_learner`](Self::validate_learner).
+    pub fn test_learner<H>(
+        &mut self,
+        learner: &mut dyn Learner<H>,
+        data: &mut dyn DataModule<Batch = H>,
+    ) -> Result<Metrics> {
+        self.evaluate(learner, data, &Evaluation::TEST).map(|(metrics, _)| metrics)
+    }
+
+    /// Predicts; gives what the learner made of each batch, by loader.
+    ///
+    /// # Errors
+    /// As [`validate_learner`](Self::validate_learner).
+    pub fn predict_learner<H>(
+        &mut self,
+        learner: &mut dyn Learner<H>,
+        data: &mut dyn DataModule<Batch = H>,
+    ) -> Result<Predictions> {
+        self.evaluate(learner, data, &Evaluation::PREDICTION).map(|(_, predictions)| predictions)
+    }
+
+    /// Saves `learner` with the state of this trainer's last `fit`: a checkpoint to resume from. Before any `fit`
+    /// it holds the weights alone.
+    ///
+    /// # Errors
+    /// `K0101` if the file cannot be written.
+    pub fn save_checkpoint_learner<H>(
+        &self,
+        learner: &mut dyn Learner<H>,
+        path: impl AsRef<Path>,
+    ) -> Result<()> {
+        let run = self.last_fit.clone();
+        let learner = learner.state(if run.is_some() { Parts::All } else { Parts::Weights })?;
+        Checkpoint { learner, run }.write(path.as_ref())
+    }
+
+    fn evaluate<H>(
+        &mut self,
+        learner: &mut dyn Learner<H>,
+        data: &mut dyn DataModule<Batch = H>,
+        kind: &Evaluation,
+    ) -> Result<(Metrics, Predictions)> {
+        let from = self.take_ckpt_path()?;
+        let mut run = self.run(kind.stage, learner, data);
+        let Ended { outcome, value, error } = conduct(&mut run, |run| {
+            let loaders = eval_loaders(run)?;
+            run.plan = plan(run, None, &loaders)?;
+            if kind.stage != Stage::Predict {
+                run.open_run_dir()?;
+            }
+            if let Some(path) = &from {
+                run.doing = Doing::Loading("checkpoint");
+                run.load(path)?;
+            }
+            run.started = true;
+            let predictions = evaluate::evaluate(run, &loaders, kind, None)?;
+            run.emit(kind.end)?;
+            Ok((predictions, StopReason::AllBatches))
+        });
+        let (metrics, dir) = (run.metrics.clone(), run.dir.clone());
+        drop(run);
+        self.dir = dir;
+        match (error, value, outcome) {
+            (Some(error), ..) => Err(error),
+            (None, Some(predictions), _) => Ok((metrics, predictions)),
+            (None, None, Outcome::Interrupted(signal)) => Err(interruption(signal)),
+            (None, None, _) => unreachable!("a run that neither failed nor was interrupted has its value"),
+        }
+    }
+
+    fn run<'r, H>(
+        &'r mut self,
+        stage: Stage,
+        learner: &'r mut dyn Learner<H>,
+        data: &'r mut dyn DataModule<Batch = H>,
+    ) -> Run<'r, H> {
+        allocator::raise_thresholds();
+        Run {
+            config: &self.config,
+            stage,
+            callbacks: &mut self.callbacks,
+            loggers: &mut self.loggers,
+            learner,
+            data,
+            signals: Listener::start(),
+            plan: Plan::default(),
+            progress: Progress::default(),
+            train_logs: Logs::new(),
+            eval_logs: Logs::new(),
+            metrics: Metrics::default(),
+            dir: self.dir.clone(),
+            stop: None,
+            skip_epoch: false,
+            sanity_checking: false,
+            evaluation: None,
+            last_validation: Instant::now(),
+            loader: String::new(),
+            doing: Doing::Data("setup"),
+            started: false,
+            loggers_started: false,
+        }
+    }
+
+    /// Settles which file the next run begins from.
+    fn take_ckpt_path(&mut self) -> Result<Option<PathBuf>> {
+        let Some(asked) = self.ckpt_path.take() else { return Ok(None) };
+        let found = match &asked {
+            CkptPath::Path(path) => Some(path.clone()),
+            CkptPath::Best => self.callbacks.iter().find_map(|callback| callback.best_checkpoint()),
+            CkptPath::Last => {
+                let own = self.dir.as_deref().map(run_dir::last_in).filter(|file| file.is_file());
+                own.or_else(|| run_dir::newest_last(&self.config.root_dir, &self.config.name))
+            }
+        };
+        found.map(Some).ok_or_else(|| {
+            let folder = self.config.root_dir.join(&self.config.name);
+            let error = Error::new(NO_CHECKPOINT, format!("there is no {asked:?} checkpoint"));
+            match asked {
+                CkptPath::Best => error
+                    .why("`best` is the best of this trainer's last `fit`, by the metric that a `ModelCheckpoint` monitors")
+                    .hint("run `fit` with a `ModelCheckpoint::monitor(..)` first, or give a path"),
+                _ => error
+                    .at("folder", folder.display())
+                    .why("no run folder there has `checkpoints/last.safetensors`")
+                    .hint("give a path, or the `root_dir` and `name` of the run to go on with"),
+            }
+        })
+    }
+}
+
+impl<H> Run<'_, H> {
+    /// Makes the run folder and opens the loggers, where anything is going to be written.
+    fn open_run_dir(&mut self) -> Result<()> {
+        let saves = self.stage == Stage::Fit && self.config.enable_checkpointing;
+        if self.config.fast_dev_run.is_some() || (self.loggers.is_empty() && !saves) {
+            return Ok(());
+        }
+        self.doing = Doing::Logging;
+        let dir = match &self.dir {
+            Some(dir) => dir.clone(),
+            None => {
+                let dir = run_dir::create(&self.config.root_dir, &self.config.name)?;
+                self.dir = Some(dir.clone());
+                run_dir::write_config(&dir, &self.resolved())?;
+                dir
+            }
+        };
+        let config = self.resolved();
+        self.loggers_started = true;
+        self.loggers.iter_mut().try_for_each(|logger| logger.start(&dir, &config))
+    }
+}
+
+fn one_loader<H>(loaders: Loaders<H>) -> Result<Box<dyn Loader<H>>> {
+    let found = loaders.len();
+    let mut loaders = loaders.0.into_iter();
+    match (loaders.next(), found) {
+        (Some(loader), 1) => Ok(loader),
+        _ => Err(Error::new(NO_LOADER, "`fit` needs exactly one training loader")
+            .why(format!("`DataModule::train_loader` gave {found}"))
+            .hint("return `Ok(loader.into())` from `train_loader`")),
+    }
+}
+
+fn eval_loaders<H>(run: &mut Run<'_, H>) -> Flow<Vec<Box<dyn Loader<H>>>> {
+    let cx = LoaderCx { stage: run.stage, seed: run.config.seed };
+    let (method, loaders) = match run.stage {
+        Stage::Fit | Stage::Validate => {
+            run.doing = Doing::Data("val_loader");
+            ("val_loader", run.data.val_loader(&cx)?)
+        }
+        Stage::Test => {
+            run.doing = Doing::Data("test_loader");
+            ("test_loader", run.data.test_loader(&cx)?)
+        }
+        Stage::Predict => {
+            run.doing = Doing::Data("predict_loader");
+            ("predict_loader", run.data.predict_loader(&cx)?)
+        }
+    };
+    if loaders.is_empty() {
+        return Err(Error::new(NO_LOADER, format!("`{}` has nothing to run on", run.stage.name()))
+            .why(format!("`DataModule::{method}` gave no loader"))
+            .hint(format!("implement `{method}` of the data module"))
+            .into());
+    }
+    Ok(loaders.0)
+}
+
+fn plan<H>(run: &Run<'_, H>, train: Option<usize>, eval: &[Box<dyn Loader<H>>]) -> Result<Plan> {
+    let eval: Vec<_> = eval.iter().map(|loader| loader.len()).collect();
+    Plan::resolve(run.config, run.stage, &run.learner.device(), train, &eval)
+}
+
+impl fmt::Debug for Trainer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let callbacks: Vec<_> = self.callbacks.iter().map(|callback| callback.name()).collect();
+        let loggers: Vec<_> = self.loggers.iter().map(|logger| logger.name()).collect();
+        f.debug_struct("Trainer")
+            .field("config", &self.config)
+            .field("callbacks", &callbacks)
+            .field("loggers", &loggers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A stage has no loader, or `fit` has several.
+pub const NO_LOADER: Code = Code::new("C0104", exit::CONFIGURATION);
+/// `best` or `last` was asked for, and there is none.
+pub const NO_CHECKPOINT: Code = Code::new("K0108", exit::CONFIGURATION);

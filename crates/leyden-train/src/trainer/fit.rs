@@ -1,0 +1,245 @@
+//! The training loop.
+
+use leyden_data::{Batch, Loader};
+use leyden_process::{Code, Error, Result, exit};
+
+use super::evaluate::{self, Evaluation};
+use super::run::{Doing, Flow, Run};
+use crate::event::Hook;
+use crate::learner::{GradientValues, Stage, Tick, Trained, Update};
+use crate::outcome::StopReason;
+use crate::plan::ValidationPlan;
+use crate::progress::Phase;
+use crate::scalar::Scalar;
+use crate::step::StepCx;
+
+type Train<H> = Box<dyn Loader<H>>;
+type Val<H> = [Box<dyn Loader<H>>];
+
+/// Trains until a limit, a callback or a signal says so.
+pub(crate) fn fit<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<StopReason> {
+    run.emit(Hook::FitStart)?;
+    sanity_check(run, val)?;
+    run.emit(Hook::TrainStart)?;
+    let reason = loop {
+        match done(run) {
+            Some(reason) => break reason,
+            None => epoch(run, train, val)?,
+        }
+    };
+    run.emit(Hook::TrainEnd)?;
+    run.emit(Hook::FitEnd)?;
+    Ok(reason)
+}
+
+/// One epoch, or what a checkpoint has left of it.
+fn epoch<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<()> {
+    if run.progress.phase != Phase::EpochDone {
+        if run.progress.phase == Phase::EpochStart {
+            run.train_logs.start_epoch();
+            run.emit(Hook::TrainEpochStart)?;
+        }
+        let mut batches = train.epoch(run.progress.epoch, run.progress.batch);
+        loop {
+            if run.progress.phase == Phase::BatchDone {
+                if validation_is_due(run) {
+                    validate(run, val)?;
+                }
+                run.progress.phase = Phase::Validated;
+            }
+            if epoch_is_over(run) {
+                break;
+            }
+            let batch = next_batch(run, &mut *batches)?;
+            train_batch(run, batch)?;
+        }
+        if run.skip_epoch && run.progress.accumulated > 0 {
+            optimizer_step(run)?;
+        }
+        let whole = run.progress.is_last_batch() || run.skip_epoch;
+        run.progress.phase = if whole { Phase::EpochDone } else { Phase::EpochCut };
+        run.emit_train_epoch_end()?;
+    }
+    if run.progress.phase == Phase::EpochDone {
+        advance(run, Tick::Epoch)?;
+        run.progress.epoch += 1;
+        (run.progress.batch, run.progress.phase, run.skip_epoch) = (0, Phase::EpochStart, false);
+    }
+    Ok(())
+}
+
+/// One batch, and the optimizer's step if it completes a window.
+fn train_batch<H>(run: &mut Run<'_, H>, batch: Batch<H>) -> Flow<()> {
+    run.emit(Hook::TrainBatchStart)?;
+    if run.skip_epoch {
+        return Ok(());
+    }
+    let samples = batch.samples;
+    let at = run.step_facts(Stage::Fit, run.progress.batch, samples, 0);
+    run.doing = Doing::Step("training_step");
+    let trained = run.learner.train(batch.data, &mut StepCx::new(at, &mut run.train_logs))?;
+    let loss = match trained {
+        Trained::Skipped => None,
+        Trained::Loss(loss) => {
+            run.progress.accumulated += 1;
+            Some(loss)
+        }
+    };
+    if run.config.detect_anomaly {
+        detect_anomaly(run, loss.as_ref())?;
+    }
+
+    let last = run.progress.batch + 1 >= run.progress.batches;
+    let full = run.progress.accumulated >= run.config.accumulate_grad_batches;
+    let stepping = full || (last && run.progress.accumulated > 0);
+    if stepping {
+        optimizer_step(run)?;
+    }
+    run.progress.batch += 1;
+    run.progress.batches_seen += 1;
+    run.progress.samples_seen += samples as u64;
+    run.progress.phase = Phase::BatchDone;
+    if stepping && run.progress.global_step.is_multiple_of(run.config.log_every_n_steps) {
+        run.log_step_values()?;
+    }
+    run.train_logs.end_step()?;
+    run.emit_with(Hook::TrainBatchEnd, loss.as_ref())?;
+    Ok(run.train_logs.end_step()?)
+}
+
+fn optimizer_step<H>(run: &mut Run<'_, H>) -> Flow<()> {
+    run.emit_inside_step(Hook::BeforeOptimizerStep)?;
+    run.doing = Doing::Optimizer;
+    run.learner.apply(&Update { accumulated: run.progress.accumulated, clip: run.config.gradient_clip })?;
+    run.progress.accumulated = 0;
+    run.progress.global_step += 1;
+    advance(run, Tick::Step)
+}
+
+fn advance<H>(run: &mut Run<'_, H>, tick: Tick) -> Flow<()> {
+    run.doing = Doing::Optimizer;
+    let (epoch, step) = (&run.metrics, &run.train_logs);
+    Ok(run.learner.advance(tick, &|name| step.get(name).or_else(|| epoch.get(name)))?)
+}
+
+/// An epoch ends by count: a loader that stops early is an error, not a shorter epoch.
+fn next_batch<H>(
+    run: &mut Run<'_, H>,
+    batches: &mut dyn Iterator<Item = Result<Batch<H>>>,
+) -> Flow<Batch<H>> {
+    run.doing = Doing::Loading("training");
+    match batches.next() {
+        Some(batch) => Ok(batch?),
+        None => Err(Error::new(ENDED_EARLY, "the training loader ended before its length")
+            .why(format!("it promised {} batches, and gave {}", run.progress.batches, run.progress.batch))
+            .hint("make the loader's `len` and its iterator agree")
+            .into()),
+    }
+}
+
+/// Whether no more batch of this epoch is to be trained on.
+fn epoch_is_over<H>(run: &Run<'_, H>) -> bool {
+    run.progress.is_last_batch() || run.skip_epoch || step_limit(run).is_some() || may_stop(run)
+}
+
+/// What ends the training, looked at between epochs and after an epoch that was cut.
+fn done<H>(run: &Run<'_, H>) -> Option<StopReason> {
+    if run.plan.train_batches == 0 {
+        return Some(StopReason::NoBatches);
+    }
+    if let Some(limit) = step_limit(run) {
+        return Some(limit);
+    }
+    if let Some(max) = run.plan.max_epochs.filter(|&max| run.progress.epoch >= max) {
+        return Some(StopReason::MaxEpochs(max));
+    }
+    match &run.stop {
+        Some((name, reason)) if may_stop(run) => {
+            Some(StopReason::Callback { name: name.clone(), reason: reason.clone() })
+        }
+        _ => None,
+    }
+}
+
+fn step_limit<H>(run: &Run<'_, H>) -> Option<StopReason> {
+    let max = run.plan.max_steps.filter(|&max| run.progress.global_step >= max)?;
+    Some(StopReason::MaxSteps(max))
+}
+
+/// Whether a callback asked to stop, and `min_epochs` and `min_steps` allow it.
+fn may_stop<H>(run: &Run<'_, H>) -> bool {
+    let completed = run.progress.epoch + u64::from(run.progress.batch > 0 && run.progress.is_last_batch());
+    run.stop.is_some()
+        && completed >= run.config.min_epochs.unwrap_or(0)
+        && run.progress.global_step >= run.config.min_steps.unwrap_or(0)
+}
+
+fn validation_is_due<H>(run: &Run<'_, H>) -> bool {
+    let Some(plan) = run.plan.validation else { return false };
+    // A run that is asked to stop is validated once more, so that its last metrics are of its last weights.
+    may_stop(run)
+        || match plan {
+            ValidationPlan::InEpoch { every_batches, every_epochs } => {
+                (run.progress.epoch + 1).is_multiple_of(every_epochs)
+                    && run.progress.batch.is_multiple_of(every_batches)
+            }
+            ValidationPlan::AcrossEpochs { every_batches } => {
+                run.progress.batches_seen.is_multiple_of(every_batches)
+            }
+            ValidationPlan::Timed(interval) => run.last_validation.elapsed() >= interval,
+        }
+}
+
+fn validate<H>(run: &mut Run<'_, H>, val: &Val<H>) -> Flow<()> {
+    evaluate::evaluate(run, val, &Evaluation::VALIDATION, None)?;
+    run.progress.validations += 1;
+    run.progress.phase = Phase::Validated;
+    run.last_validation = std::time::Instant::now();
+    run.emit(Hook::ValidationEnd)
+}
+
+/// A few validation batches before training, so that a mistake there does not cost an epoch. Nothing is kept.
+fn sanity_check<H>(run: &mut Run<'_, H>, val: &Val<H>) -> Flow<()> {
+    let resumed = run.progress.batches_seen > 0;
+    if run.plan.sanity_batches == 0 || run.plan.validation.is_none() || resumed {
+        return Ok(());
+    }
+    run.sanity_checking = true;
+    run.emit(Hook::SanityCheckStart)?;
+    evaluate::evaluate(run, val, &Evaluation::VALIDATION, Some(run.plan.sanity_batches))?;
+    run.emit(Hook::ValidationEnd)?;
+    run.metrics = crate::Metrics::default();
+    run.emit(Hook::SanityCheckEnd)?;
+    run.sanity_checking = false;
+    Ok(())
+}
+
+/// Looks for NaN and infinity before they reach the weights.
+fn detect_anomaly<H>(run: &mut Run<'_, H>, loss: Option<&Scalar>) -> Result<()> {
+    let Some(loss) = loss else { return Ok(()) };
+    let loss = loss.read()?;
+    let mut culprit = None;
+    run.learner.visit_gradients(&mut |gradient| {
+        let found = gradient.values.as_ref().and_then(GradientValues::first_non_finite);
+        if let (Some(element), None) = (found, &culprit) {
+            culprit = Some((gradient.path.to_owned(), element));
+        }
+        Ok(())
+    })?;
+    if loss.is_finite() && culprit.is_none() {
+        return Ok(());
+    }
+    let mut error = Error::new(NOT_FINITE, "a number of the training step is not finite")
+        .why(format!("the loss is {loss}"));
+    if let Some((path, element)) = culprit {
+        error = error.at("parameter", format!("`{path}`")).why(format!(
+            "element {element} of the gradient of `{path}` is NaN or infinite; it is the first one"
+        ));
+    }
+    Err(error.hint("lower the learning rate, clip the gradients, or look at the batch named here"))
+}
+
+/// The training loader gave fewer batches than it promised.
+pub const ENDED_EARLY: Code = Code::new("T0304", exit::TRAINING_FAILED);
+/// The loss or a gradient is NaN or infinite, and `detect_anomaly` is on.
+pub const NOT_FINITE: Code = Code::new("T0305", exit::TRAINING_FAILED);

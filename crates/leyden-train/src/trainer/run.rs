@@ -1,0 +1,425 @@
+//! [`Run`]: one `fit`, `validate`, `test` or `predict` while it runs: its parts, its counters, and how events
+//! reach callbacks and module. The loops are in `fit.rs` and `evaluate.rs`.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use leyden_data::mix;
+use leyden_process::signal::{Listener, Signal};
+use leyden_process::{Code, Error, Result, exit};
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::{Checkpoint, RunState, link_atomically};
+use crate::config::TrainerConfig;
+use crate::control::{Act, Control};
+use crate::data_module::DataModule;
+use crate::event::{Callback, Event, Hook};
+use crate::learner::{Learner, LearnerView, Stage};
+use crate::logger::{Logger, Row};
+use crate::logs::Logs;
+use crate::metrics::{Metrics, MetricsView};
+use crate::outcome::Outcome;
+use crate::plan::Plan;
+use crate::progress::{Phase, Progress};
+use crate::scalar::Scalar;
+use crate::state::Parts;
+use crate::step::StepFacts;
+
+/// What ends a run before its end.
+pub(crate) enum Halt {
+    Error(Error),
+    Signal(Signal),
+}
+
+pub(crate) type Flow<T> = std::result::Result<T, Halt>;
+
+impl From<Error> for Halt {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// One run.
+pub(crate) struct Run<'r, H> {
+    pub(crate) config: &'r TrainerConfig,
+    pub(crate) stage: Stage,
+    pub(crate) callbacks: &'r mut [Box<dyn Callback>],
+    pub(crate) loggers: &'r mut [Box<dyn Logger>],
+    pub(crate) learner: &'r mut dyn Learner<H>,
+    pub(crate) data: &'r mut dyn DataModule<Batch = H>,
+    pub(crate) signals: Listener,
+    pub(crate) plan: Plan,
+    pub(crate) progress: Progress,
+    pub(crate) train_logs: Logs,
+    pub(crate) eval_logs: Logs,
+    pub(crate) metrics: Metrics,
+    pub(crate) dir: Option<PathBuf>,
+    /// A callback's request to end the training: its name and reason.
+    pub(crate) stop: Option<(String, String)>,
+    pub(crate) skip_epoch: bool,
+    pub(crate) sanity_checking: bool,
+    /// The batch of an evaluation, and how many there are.
+    pub(crate) evaluation: Option<(usize, usize)>,
+    pub(crate) last_validation: Instant,
+    /// What the training loader says of itself.
+    pub(crate) loader: String,
+    /// What is being done, for an error or panic to name.
+    pub(crate) doing: Doing,
+    /// Whether the learner is set up and its state worth saving.
+    pub(crate) started: bool,
+    pub(crate) loggers_started: bool,
+}
+
+/// What is being done, for an error or panic to name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doing {
+    Callback(usize, Hook),
+    Data(&'static str),
+    Loading(&'static str),
+    Logging,
+    Module(Hook),
+    Optimizer,
+    Saving,
+    Step(&'static str),
+}
+
+impl<H> Run<'_, H> {
+    /// Tells callbacks, then the module, and carries out what callbacks ask for.
+    #[inline]
+    pub(crate) fn emit(&mut self, hook: Hook) -> Flow<()> {
+        self.emit_with(hook, None)
+    }
+
+    /// [`emit`](Self::emit) with the batch's loss.
+    pub(crate) fn emit_with(&mut self, hook: Hook, loss: Option<&Scalar>) -> Flow<()> {
+        self.tell_callbacks(hook, loss, |_| true)?;
+        self.tell_module(hook)?;
+        self.check_signals()
+    }
+
+    /// [`emit`](Self::emit) where the run's state is between two: a signal waits for the end of the step.
+    pub(crate) fn emit_inside_step(&mut self, hook: Hook) -> Flow<()> {
+        self.tell_callbacks(hook, None, |_| true)?;
+        self.tell_module(hook)
+    }
+
+    /// The end of a training epoch: callbacks, the module, the epoch's metrics, then the callbacks that read them.
+    pub(crate) fn emit_train_epoch_end(&mut self) -> Flow<()> {
+        self.tell_callbacks(Hook::TrainEpochEnd, None, |callback| !callback.monitors())?;
+        self.tell_module(Hook::TrainEpochEnd)?;
+        let values = self.train_logs.end_epoch()?;
+        self.publish(values)?;
+        self.tell_callbacks(Hook::TrainEpochEnd, None, |callback| callback.monitors())?;
+        self.check_signals()
+    }
+
+    fn tell_callbacks(
+        &mut self,
+        hook: Hook,
+        loss: Option<&Scalar>,
+        to: impl Fn(&dyn Callback) -> bool,
+    ) -> Flow<()> {
+        let mut control = Control::default();
+        for index in 0..self.callbacks.len() {
+            if !to(&*self.callbacks[index]) {
+                continue;
+            }
+            self.doing = Doing::Callback(index, hook);
+            self.call(index, hook, &mut control, loss, None, None)?;
+            self.carry_out(index, &mut control)?;
+        }
+        Ok(())
+    }
+
+    /// Calls one callback with the facts of now.
+    pub(crate) fn call(
+        &mut self,
+        index: usize,
+        hook: Hook,
+        control: &mut Control,
+        loss: Option<&Scalar>,
+        error: Option<&Error>,
+        outcome: Option<&Outcome>,
+    ) -> Result<()> {
+        let step = if self.evaluation.is_some() { &self.eval_logs } else { &self.train_logs };
+        let event = Event {
+            hook,
+            stage: self.stage,
+            progress: &self.progress,
+            evaluation: self.evaluation,
+            metrics: MetricsView { epoch: &self.metrics, step },
+            loss,
+            learner: as_view(&*self.learner),
+            plan: &self.plan,
+            run_dir: self.dir.as_deref(),
+            sanity_checking: self.sanity_checking,
+            error,
+            outcome,
+        };
+        self.callbacks[index].on_event(&event, control)
+    }
+
+    fn tell_module(&mut self, hook: Hook) -> Flow<()> {
+        self.doing = Doing::Module(hook);
+        let epoch_hook = match hook {
+            Hook::TrainEpochStart | Hook::TrainEpochEnd | Hook::TrainBatchStart | Hook::TrainBatchEnd => {
+                Some((&mut self.train_logs, Stage::Fit))
+            }
+            Hook::ValidationEpochEnd => Some((&mut self.eval_logs, Stage::Validate)),
+            Hook::TestEpochEnd => Some((&mut self.eval_logs, Stage::Test)),
+            _ => None,
+        };
+        match epoch_hook {
+            None => self.learner.hook(hook, None)?,
+            Some((logs, stage)) => {
+                let in_step = matches!(hook, Hook::TrainBatchStart | Hook::TrainBatchEnd);
+                let at = facts(self.config.seed, stage, &self.progress, self.progress.batch, 1, 0, in_step);
+                self.learner.hook(hook, Some(&mut crate::StepCx::new(at, logs)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a step is that uses `samples` samples.
+    pub(crate) fn step_facts(&self, stage: Stage, batch: usize, samples: usize, loader: usize) -> StepFacts {
+        facts(self.config.seed, stage, &self.progress, batch, samples, loader, true)
+    }
+
+    /// A signal ends the run where its state is whole.
+    #[inline]
+    pub(crate) fn check_signals(&self) -> Flow<()> {
+        self.signals.received().map_or(Ok(()), |signal| Err(Halt::Signal(signal)))
+    }
+
+    fn carry_out(&mut self, index: usize, control: &mut Control) -> Result<()> {
+        if let Some(reason) = control.stop.take()
+            && self.stop.is_none()
+        {
+            self.stop = Some((self.callbacks[index].name(), reason));
+        }
+        self.skip_epoch |= std::mem::take(&mut control.skip_epoch);
+        if !control.scalars.is_empty() {
+            let scalars = std::mem::take(&mut control.scalars);
+            self.log_row(&scalars.iter().map(|(name, value)| (name.as_str(), *value)).collect::<Vec<_>>())?;
+        }
+        for act in std::mem::take(&mut control.acts) {
+            self.doing = Doing::Saving;
+            match act {
+                Act::Save { path, weights_only } => {
+                    self.save(&path, if weights_only { Parts::Weights } else { Parts::All })?;
+                }
+                Act::Link { from, to } => link_atomically(&from, &to)?,
+                Act::Remove(path) => match std::fs::remove_file(&path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+                    _ => {}
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes epoch-level values known to callbacks and loggers.
+    pub(crate) fn publish(&mut self, values: Vec<(String, f64, bool)>) -> Result<()> {
+        for (name, value, _) in &values {
+            self.metrics.set(name, *value);
+        }
+        let row: Vec<_> = values
+            .iter()
+            .filter(|(.., logger)| *logger)
+            .map(|(name, value, _)| (name.as_str(), *value))
+            .collect();
+        if row.is_empty() { Ok(()) } else { self.log_row(&row) }
+    }
+
+    /// Gives the loggers this step's values.
+    pub(crate) fn log_step_values(&mut self) -> Result<()> {
+        if !self.loggers_started {
+            return Ok(());
+        }
+        let mut row = Vec::new();
+        self.train_logs.step_values(|name, value| row.push((name.to_owned(), value)))?;
+        self.log_row(&row.iter().map(|(name, value)| (name.as_str(), *value)).collect::<Vec<_>>())
+    }
+
+    pub(crate) fn log_row(&mut self, scalars: &[(&str, f64)]) -> Result<()> {
+        if !self.loggers_started || self.sanity_checking || scalars.is_empty() {
+            return Ok(());
+        }
+        self.doing = Doing::Logging;
+        let row = Row { epoch: self.progress.epoch, step: self.progress.global_step, scalars };
+        self.loggers.iter_mut().try_for_each(|logger| logger.log(&row))
+    }
+
+    /// Saves the run as it is now.
+    pub(crate) fn save(&mut self, path: &Path, parts: Parts) -> Result<()> {
+        let learner = self.learner.state(parts)?;
+        let run = match parts {
+            Parts::Weights => None,
+            Parts::All => Some(self.run_state()?),
+        };
+        Checkpoint { learner, run }.write(path)
+    }
+
+    pub(crate) fn run_state(&self) -> Result<RunState> {
+        let states = self.callbacks.iter().map(|callback| (callback.name(), callback.state()));
+        Ok(RunState {
+            progress: self.progress.clone(),
+            seed: self.config.seed,
+            callbacks: states.filter(|(_, state)| !state.is_null()).collect::<Map<_, _>>(),
+            data: self.data.state(),
+            loader: self.loader.clone(),
+            logs: self.train_logs.state()?,
+            metrics: self.metrics.iter().map(|(name, value)| (name.to_owned(), value.to_bits())).collect(),
+            stop: self.stop.clone(),
+        })
+    }
+
+    /// Takes a checkpoint back. Evaluations take the weights alone.
+    pub(crate) fn load(&mut self, path: &Path) -> Result<()> {
+        let Checkpoint { learner, run } = Checkpoint::read(path)?;
+        if self.stage != Stage::Fit {
+            return self
+                .learner
+                .load(learner, Parts::Weights)
+                .map_err(|error| error.at("file", path.display()));
+        }
+        let Some(run) = run else {
+            return Err(Error::new(
+                WEIGHTS_ONLY,
+                "the checkpoint holds only weights: `fit` cannot go on from it",
+            )
+            .at("file", path.display())
+            .hint("load the weights into the model before `fit`, or resume from a full checkpoint"));
+        };
+        self.check_resumable(&run).map_err(|error| error.at("file", path.display()))?;
+        self.learner.load(learner, Parts::All).map_err(|error| error.at("file", path.display()))?;
+        self.data.load_state(&run.data)?;
+        self.load_callbacks(&run)?;
+        self.train_logs.load_state(&run.logs)?;
+        self.metrics = run.metrics.into_iter().map(|(name, bits)| (name, f64::from_bits(bits))).collect();
+        let batches = self.progress.batches;
+        self.progress = run.progress;
+        self.progress.batches = batches;
+        if self.progress.phase == Phase::EpochCut {
+            self.progress.phase = Phase::Validated;
+        }
+        Ok(())
+    }
+
+    /// A resumed run goes on with the same order of the same data, or says why it cannot.
+    fn check_resumable(&self, run: &RunState) -> Result<()> {
+        let mut differences = Vec::new();
+        if run.seed != self.config.seed {
+            differences.push(format!("the seed was {} and is {}", run.seed, self.config.seed));
+        }
+        if run.loader != self.loader {
+            differences.push(format!("the training loader was ({}) and is ({})", run.loader, self.loader));
+        }
+        if differences.is_empty() || run.progress.batch == 0 {
+            return Ok(());
+        }
+        let mut error = Error::new(OTHER_ORDER, "the checkpoint is inside an epoch whose order would change");
+        for difference in differences {
+            error = error.why(difference);
+        }
+        Err(error.hint("resume with the seed and loader of the run, or from a checkpoint at an epoch's end"))
+    }
+
+    fn load_callbacks(&mut self, run: &RunState) -> Result<()> {
+        for (name, state) in &run.callbacks {
+            match self.callbacks.iter_mut().find(|callback| callback.name() == *name) {
+                Some(callback) => callback.load_state(state).map_err(|error| error.at("callback", name))?,
+                None => eprintln!(
+                    "leyden: the checkpoint has a state for callback `{name}`, which this run does not have"
+                ),
+            }
+        }
+        // The uninterrupted run would have stopped here, so this one does; unless the callback is gone.
+        self.stop =
+            run.stop.clone().filter(|(name, _)| run.callbacks.contains_key(name) && self.has_callback(name));
+        Ok(())
+    }
+
+    fn has_callback(&self, name: &str) -> bool {
+        self.callbacks.iter().any(|callback| callback.name() == name)
+    }
+
+    /// What is being done, in words.
+    pub(crate) fn doing(&self) -> String {
+        match self.doing {
+            Doing::Callback(index, hook) => {
+                format!("`{}` of callback `{}`", hook.name(), self.callbacks[index].name())
+            }
+            Doing::Data(method) => format!("`DataModule::{method}`"),
+            Doing::Loading(what) => format!("the {what} loader"),
+            Doing::Logging => "a logger".to_owned(),
+            Doing::Module(hook) => format!("`{}` of the module", hook.name()),
+            Doing::Optimizer => "the optimizer step".to_owned(),
+            Doing::Saving => "saving a checkpoint".to_owned(),
+            Doing::Step(step) => format!("`{step}`"),
+        }
+    }
+
+    /// Adds where the run is to an error.
+    pub(crate) fn locate(&self, error: Error) -> Error {
+        let error = error.at_if_absent("in", self.doing());
+        let error = match self.evaluation {
+            Some((batch, _)) => error.at_if_absent("batch", batch),
+            None if self.progress.batches > 0 => error.at_if_absent("batch", self.progress.batch),
+            None => error,
+        };
+        if self.stage == Stage::Fit && self.started {
+            error.at_if_absent("epoch", self.progress.epoch).at_if_absent("step", self.progress.global_step)
+        } else {
+            error
+        }
+    }
+
+    /// What `config.json` of the run folder holds.
+    pub(crate) fn resolved(&self) -> Value {
+        json!({ "leyden": env!("CARGO_PKG_VERSION"), "config": self.config, "plan": self.plan })
+    }
+}
+
+/// One batch's facts; its seed is a function of the run's seed, the stage and the position alone.
+fn facts(
+    seed: u64,
+    stage: Stage,
+    progress: &Progress,
+    batch: usize,
+    samples: usize,
+    loader: usize,
+    in_step: bool,
+) -> StepFacts {
+    let position = if stage == Stage::Fit { progress.batches_seen } else { batch as u64 };
+    StepFacts {
+        stage,
+        epoch: progress.epoch,
+        batch,
+        samples,
+        global_step: progress.global_step,
+        batches_seen: progress.batches_seen,
+        seed: mix(seed, &[stage as u64, loader as u64, position]),
+        loader,
+        in_step,
+    }
+}
+
+fn as_view<H>(learner: &dyn Learner<H>) -> &dyn LearnerView {
+    learner
+}
+
+impl fmt::Debug for Halt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Error(error) => error.fmt(f),
+            Self::Signal(signal) => signal.fmt(f),
+        }
+    }
+}
+
+/// A weights-only checkpoint was given to `fit`.
+pub const WEIGHTS_ONLY: Code = Code::new("K0106", exit::CONFIGURATION);
+/// A checkpoint inside an epoch was given to a run with another order.
+pub const OTHER_ORDER: Code = Code::new("K0107", exit::CONFIGURATION);
