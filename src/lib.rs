@@ -1,1 +1,70 @@
+//! Leyden trains deep-learning models in Rust: what PyTorch Lightning is to PyTorch, on [Burn](burn).
+//!
+//! A run ends in a result, or in an error that says what happened, where, why, and what to do. Start with
+//! [`prelude`], [`LeydenModule`], [`DataModule`] and [`Trainer`]; the README and `examples/digits.rs` show a whole
+//! program, `docs/from-lightning.md` has the names for those who come from there.
+//!
+//! This crate only puts the others together: the loop is in `leyden-train`, Burn's side in `leyden-burn`, data sets
+//! and loaders in `leyden-data`, signals and errors in `leyden-process`.
+#![forbid(unsafe_code)]
 
+pub mod program;
+
+pub use leyden_burn::{
+    FitError, Fitted, FromHost, LabeledImages, LeydenModule, Loggable, Loss, ModelCallback, ModuleLearner, Optimizers, Predict,
+    StepCx, TrainerExt, burn, class_ids, load_tensors, named_tensors, predicted_classes,
+};
+pub use leyden_data as data;
+pub use leyden_macros::main;
+pub use leyden_process::{Code, Error, Result, exit};
+pub use leyden_train as train;
+pub use leyden_train::{
+    Callback, Checkpoint, CkptPath, Control, CsvLogger, DataModule, EarlyStopping, Event, FitReport, GradientClip,
+    Hook, JsonlLogger, LearningRateMonitor, Limit, LoaderCx, Loaders, Logger, Metrics, Mode, ModelCheckpoint,
+    ModelSummary, Outcome, Plan, ProgressBar, Progress, Reduce, Stage, StopReason, TensorBoardLogger, Timer,
+    Trainer, TrainerBuilder, TrainerConfig, ValCheck, metric, schedule,
+};
+
+/// What a program that trains needs: `use leyden::prelude::*;`.
+pub mod prelude {
+    pub use crate::data::{
+        DataLoader, Dataset, IdxImages, ImageBatch, SampleCx, Subset, random_split,
+    };
+    pub use crate::metric::{Accuracy, ConfusionMatrix, F1, Mean};
+    pub use crate::schedule::{CosineAnnealing, Interval, OneCycle, ReduceLROnPlateau};
+    pub use crate::{
+        Callback, Control, CsvLogger, DataModule, EarlyStopping, Error, Event, FitError, Fitted, FromHost,
+        GradientClip, Hook, JsonlLogger, LabeledImages, LearningRateMonitor, LeydenModule, Limit, LoaderCx, Loaders, Logger, Loss,
+        Metrics, Mode, ModelCallback, ModelCheckpoint, ModelSummary, Optimizers, Outcome, Predict, ProgressBar,
+        Reduce, Result, Stage, StepCx, TensorBoardLogger, Timer, Trainer, TrainerConfig, TrainerExt, ValCheck, burn,
+        class_ids, predicted_classes,
+    };
+    pub use burn::module::{Module, ParamGroup};
+    pub use burn::tensor::{Device, Int, Tensor, TensorData};
+}
+
+/// Makes [mimalloc](https://crates.io/crates/mimalloc) this program's allocator; one line in `main.rs`, with the
+/// feature `mimalloc`. A CPU engine allocates every intermediate, so the allocator is part of its speed.
+#[cfg(feature = "mimalloc")]
+#[macro_export]
+macro_rules! mimalloc {
+    () => {
+        #[global_allocator]
+        static LEYDEN_ALLOCATOR: $crate::__private::MiMalloc = $crate::__private::MiMalloc;
+    };
+}
+
+/// Without the feature `mimalloc` this says so.
+#[cfg(not(feature = "mimalloc"))]
+#[macro_export]
+macro_rules! mimalloc {
+    () => {
+        ::core::compile_error!("enable the feature: leyden = { version = \"0.1\", features = [\"mimalloc\"] }");
+    };
+}
+
+#[doc(hidden)]
+#[cfg(feature = "mimalloc")]
+pub mod __private {
+    pub use mimalloc::MiMalloc;
+}

@@ -1,1 +1,43 @@
-//! x
+//! `#[leyden::main]`. It needs no parser crate: it renames `main` and wraps it.
+
+use proc_macro::{Delimiter, Ident, TokenStream, TokenTree};
+
+/// Makes `main` end with Leyden's exit codes, and prepares the process before it: see `leyden::program::run`.
+///
+/// ```ignore
+/// #[leyden::main]
+/// fn main() -> leyden::Result<()> { … }
+/// ```
+///
+/// The function keeps its signature; it returns `()`, a `Result`, or a `std::process::ExitCode`.
+#[proc_macro_attribute]
+pub fn main(attribute: TokenStream, function: TokenStream) -> TokenStream {
+    if !attribute.is_empty() {
+        return error("`#[leyden::main]` takes no argument");
+    }
+    let mut tokens: Vec<TokenTree> = function.into_iter().collect();
+    let word = |index: usize, text: &str| {
+        matches!(tokens.get(index), Some(TokenTree::Ident(ident)) if ident.to_string() == text)
+    };
+    if (0..tokens.len()).any(|index| word(index, "async")) {
+        return error("`#[leyden::main]` is for a plain `fn main`: Leyden has no async runtime");
+    }
+    let Some(name) = (1..tokens.len()).find(|&index| word(index - 1, "fn") && word(index, "main")) else {
+        return error("`#[leyden::main]` goes on `fn main`");
+    };
+    let takes_nothing = matches!(tokens.get(name + 1), Some(TokenTree::Group(group))
+        if group.delimiter() == Delimiter::Parenthesis && group.stream().is_empty());
+    if !takes_nothing {
+        return error("`main` takes no arguments");
+    }
+    let span = tokens[name].span();
+    tokens[name] = Ident::new("leyden_main", span).into();
+    let inner: TokenStream = tokens.into_iter().collect();
+    format!("fn main() -> ::std::process::ExitCode {{ {inner} ::leyden::program::run(leyden_main) }}")
+        .parse()
+        .unwrap_or_else(|_| error("`#[leyden::main]` could not be expanded"))
+}
+
+fn error(message: &str) -> TokenStream {
+    format!("::core::compile_error!({message:?});").parse().expect("a string literal is a valid argument")
+}

@@ -168,6 +168,10 @@ impl Logs {
         }
     }
 
+    pub(crate) fn fail(&mut self, error: Error) {
+        self.misuse.get_or_insert(error);
+    }
+
     pub(crate) fn metric<M: Metric>(
         &mut self,
         name: &str,

@@ -53,6 +53,16 @@ impl<'a> StepCx<'a> {
         self.logs.log(name, value.into(), &self.at)
     }
 
+    /// Fails the run after this step: for adapters whose own `log` met an error.
+    pub fn fail(&mut self, error: leyden_process::Error) {
+        self.logs.fail(error);
+    }
+
+    /// The same context, for a shorter time.
+    pub fn reborrow(&mut self) -> StepCx<'_> {
+        StepCx { at: self.at, logs: self.logs }
+    }
+
     /// The metric of that name, made by `make` when the epoch first asks for it; its values, exact over all the
     /// epoch's samples, are logged when the epoch ends.
     ///

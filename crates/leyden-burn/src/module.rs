@@ -1,0 +1,228 @@
+//! What a user implements.
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use leyden_data::ImageBatch;
+use leyden_process::{Error, Result};
+use leyden_train::state::NamedTensor;
+use leyden_train::{Hook, Outcome, Stage};
+
+use crate::codes::NOT_IMPLEMENTED;
+use crate::optimizers::Optimizers;
+use crate::step::StepCx;
+
+/// A Burn module that can be trained: Lightning's `LightningModule`.
+///
+/// Steps take `&self`: the optimizer changes the parameters, between steps. The forward and backward pass, the
+/// upload of batches, train and evaluation mode, and the device are Leyden's business.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no `LeydenModule`",
+    note = "derive `burn::module::Module` for it and implement `leyden::LeydenModule`: `training_step` and \
+            `configure_optimizers` are required",
+    note = "`use leyden::prelude::*;` brings the trait into scope"
+)]
+pub trait LeydenModule: Module + 'static {
+    /// A batch on the device.
+    type Batch: FromHost;
+
+    /// One batch's loss; log what you want to see. [`Loss::skip`] leaves the batch out.
+    fn training_step(&self, batch: Self::Batch, cx: &mut StepCx<'_>) -> Result<Loss>;
+
+    /// One batch of a validation, without gradients, in evaluation mode.
+    fn validation_step(&self, batch: Self::Batch, cx: &mut StepCx<'_>) -> Result<()> {
+        let _ = (batch, cx);
+        Err(not_implemented("validation_step", "val_loader"))
+    }
+
+    /// One batch of the test, without gradients, in evaluation mode.
+    fn test_step(&self, batch: Self::Batch, cx: &mut StepCx<'_>) -> Result<()> {
+        let _ = (batch, cx);
+        Err(not_implemented("test_step", "test_loader"))
+    }
+
+    /// The optimizer, learning rates and schedule.
+    fn configure_optimizers(&self) -> Result<Optimizers>;
+
+    /// Callbacks that see the typed model (a moving average of the weights, unfreezing).
+    fn configure_callbacks(&self) -> Vec<Box<dyn ModelCallback<Self>>> {
+        Vec::new()
+    }
+
+    /// Called first of all, on every stage.
+    fn setup(&mut self, stage: Stage) -> Result<()> {
+        let _ = stage;
+        Ok(())
+    }
+
+    /// Every hook comes here first, and goes on to the method of its name. Override it for hooks without one.
+    /// `cx` is there where logging is allowed: in the hooks of a training batch or epoch, and at the end of an
+    /// evaluation's epoch.
+    fn on_hook(&mut self, hook: Hook, cx: Option<&mut StepCx<'_>>) -> Result<()> {
+        match (hook, cx) {
+            (Hook::FitStart, _) => self.on_fit_start(),
+            (Hook::TrainStart, _) => self.on_train_start(),
+            (Hook::TrainEpochStart, Some(cx)) => self.on_train_epoch_start(cx),
+            (Hook::TrainBatchStart, Some(cx)) => self.on_train_batch_start(cx),
+            (Hook::TrainBatchEnd, Some(cx)) => self.on_train_batch_end(cx),
+            (Hook::TrainEpochEnd, Some(cx)) => self.on_train_epoch_end(cx),
+            (Hook::ValidationEpochEnd, Some(cx)) => self.on_validation_epoch_end(cx),
+            (Hook::TestEpochEnd, Some(cx)) => self.on_test_epoch_end(cx),
+            (Hook::TrainEnd, _) => self.on_train_end(),
+            (Hook::FitEnd, _) => self.on_fit_end(),
+            _ => Ok(()),
+        }
+    }
+
+    /// `fit` begins.
+    fn on_fit_start(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Training begins, after the sanity check.
+    fn on_train_start(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// A training epoch begins.
+    fn on_train_epoch_start(&mut self, cx: &mut StepCx<'_>) -> Result<()> {
+        let _ = cx;
+        Ok(())
+    }
+
+    /// A training batch is there.
+    fn on_train_batch_start(&mut self, cx: &mut StepCx<'_>) -> Result<()> {
+        let _ = cx;
+        Ok(())
+    }
+
+    /// A training batch is done.
+    fn on_train_batch_end(&mut self, cx: &mut StepCx<'_>) -> Result<()> {
+        let _ = cx;
+        Ok(())
+    }
+
+    /// A training epoch ended; its logged means are about to be computed.
+    fn on_train_epoch_end(&mut self, cx: &mut StepCx<'_>) -> Result<()> {
+        let _ = cx;
+        Ok(())
+    }
+
+    /// A validation's pass ended; its logged means are about to be computed.
+    fn on_validation_epoch_end(&mut self, cx: &mut StepCx<'_>) -> Result<()> {
+        let _ = cx;
+        Ok(())
+    }
+
+    /// The test's pass ended; its logged means are about to be computed.
+    fn on_test_epoch_end(&mut self, cx: &mut StepCx<'_>) -> Result<()> {
+        let _ = cx;
+        Ok(())
+    }
+
+    /// Training ended.
+    fn on_train_end(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// `fit` is over; only `teardown` follows.
+    fn on_fit_end(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The run failed or was interrupted; comes before `teardown`. (Lightning's modules have no such hook.)
+    fn on_exception(&mut self, error: &Error) -> Result<()> {
+        let _ = error;
+        Ok(())
+    }
+
+    /// The end, exactly once if `setup` succeeded, on every path that the process survives.
+    fn teardown(&mut self, outcome: &Outcome) -> Result<()> {
+        let _ = outcome;
+        Ok(())
+    }
+}
+
+/// A module that can predict.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot predict",
+    note = "implement `leyden::Predict` for it: the output type and `predict_step`"
+)]
+pub trait Predict: LeydenModule {
+    /// What a batch becomes, on the host.
+    type Output: Send + 'static;
+
+    /// One batch, without gradients, in evaluation mode.
+    fn predict_step(&self, batch: Self::Batch, cx: &mut StepCx<'_>) -> Result<Self::Output>;
+}
+
+/// A batch of tensors, and how it is made of what a loader yields.
+pub trait FromHost: Sized {
+    /// What the loader yields: plain host data.
+    type Host;
+
+    /// Uploads. `device` is an autodiff device in training and a plain one in evaluation: make every tensor on it.
+    fn from_host(host: Self::Host, device: &Device) -> Result<Self>;
+}
+
+/// Images with their labels, as [`ImageBatch`](leyden_data::ImageBatch) uploads them.
+#[derive(Clone, Debug)]
+pub struct LabeledImages {
+    /// `[batch, height, width]`.
+    pub images: Tensor<3>,
+    /// `[batch]`, classes from 0.
+    pub labels: Tensor<1, Int>,
+}
+
+impl FromHost for LabeledImages {
+    type Host = ImageBatch;
+
+    fn from_host(host: ImageBatch, device: &Device) -> Result<Self> {
+        let images = Tensor::from_data(TensorData::new(host.pixels, host.shape), device);
+        let count = host.labels.len();
+        Ok(Self { images, labels: Tensor::from_data(TensorData::new(host.labels, [count]), device) })
+    }
+}
+
+/// What a training step returns: a scalar tensor to differentiate, or nothing.
+#[derive(Clone, Debug)]
+#[must_use = "return it from `training_step`"]
+pub struct Loss(pub(crate) Option<Tensor<1>>);
+
+impl Loss {
+    /// Leaves this batch out: no gradient, no optimizer step for it.
+    pub fn skip() -> Self {
+        Self(None)
+    }
+}
+
+impl From<Tensor<1>> for Loss {
+    fn from(loss: Tensor<1>) -> Self {
+        Self(Some(loss))
+    }
+}
+
+/// A callback that sees the typed model; [`LeydenModule::configure_callbacks`] adds it.
+pub trait ModelCallback<M> {
+    /// Its name: the key of its state.
+    fn name(&self) -> String;
+
+    /// Called for each hook that the module gets, before the module. Parameters may be changed.
+    fn on_hook(&mut self, hook: Hook, model: &mut M) -> Result<()>;
+
+    /// Tensors to remember over a resume.
+    fn state(&self) -> Result<Vec<NamedTensor>> {
+        Ok(Vec::new())
+    }
+
+    /// Takes back its [`state`](Self::state).
+    fn load_state(&mut self, state: Vec<NamedTensor>) -> Result<()> {
+        let _ = state;
+        Ok(())
+    }
+}
+
+fn not_implemented(step: &str, loader: &str) -> Error {
+    Error::new(NOT_IMPLEMENTED, format!("`{step}` is not implemented"))
+        .why(format!("the data module's `{loader}` gave batches for it"))
+        .hint(format!("implement `{step}`, or return no loader from `{loader}`"))
+}

@@ -1,0 +1,50 @@
+//! What `#[leyden::main]` does around `main`.
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::process::ExitCode;
+
+use leyden_process::signal::noted_exit_code;
+use leyden_process::{Error, allocator};
+
+/// Runs a program's `main`: raises glibc's allocator thresholds first, and ends with the exit code that
+/// [`exit`](crate::exit) documents: an error's own, or that of a signal that stopped a run.
+pub fn run<T: Finish>(main: fn() -> T) -> ExitCode {
+    allocator::raise_thresholds();
+    let code = main().finish();
+    match noted_exit_code() {
+        Some(noted) if code == ExitCode::SUCCESS => ExitCode::from(noted),
+        _ => code,
+    }
+}
+
+/// What `main` may return under `#[leyden::main]`.
+pub trait Finish {
+    /// Prints an error, if it is one, and gives the exit code.
+    fn finish(self) -> ExitCode;
+}
+
+impl Finish for () {
+    fn finish(self) -> ExitCode {
+        ExitCode::SUCCESS
+    }
+}
+
+impl Finish for ExitCode {
+    fn finish(self) -> ExitCode {
+        self
+    }
+}
+
+impl<T: Finish, E: Debug + 'static> Finish for Result<T, E> {
+    fn finish(self) -> ExitCode {
+        match self {
+            Ok(value) => value.finish(),
+            Err(error) => {
+                eprintln!("{error:?}");
+                let ours = (&error as &dyn Any).downcast_ref::<Error>();
+                ours.map_or(ExitCode::FAILURE, |error| ExitCode::from(error.exit_code()))
+            }
+        }
+    }
+}
