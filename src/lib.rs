@@ -11,33 +11,32 @@
 pub mod program;
 
 pub use leyden_burn::{
-    FitError, Fitted, FromHost, LabeledImages, LeydenModule, Loggable, Loss, ModelCallback, ModuleLearner, Optimizers, Predict,
-    StepCx, TrainerExt, burn, class_ids, load_tensors, named_tensors, predicted_classes,
+    FitError, Fitted, FromHost, LabeledImages, LeydenModule, Loggable, Loss, ModelCallback, ModuleLearner,
+    Optimizers, Predict, StepCx, TrainerExt, burn, class_ids, cross_entropy, load_tensors, named_tensors,
+    predicted_classes,
 };
 pub use leyden_data as data;
 pub use leyden_macros::main;
 pub use leyden_process::{Code, Error, Result, exit};
 pub use leyden_train as train;
 pub use leyden_train::{
-    Callback, Checkpoint, CkptPath, Control, CsvLogger, DataModule, EarlyStopping, Event, FitReport, GradientClip,
-    Hook, JsonlLogger, LearningRateMonitor, Limit, LoaderCx, Loaders, Logger, Metrics, Mode, ModelCheckpoint,
-    ModelSummary, Outcome, Plan, ProgressBar, Progress, Reduce, Stage, StopReason, TensorBoardLogger, Timer,
-    Trainer, TrainerBuilder, TrainerConfig, ValCheck, metric, schedule,
+    Callback, Checkpoint, CkptPath, Control, CsvLogger, DataModule, EarlyStopping, Event, FitReport,
+    GradientClip, Hook, JsonlLogger, LearningRateMonitor, Limit, LoaderCx, Loaders, Logger, Metrics, Mode,
+    ModelCheckpoint, ModelSummary, Outcome, Plan, Progress, ProgressBar, Reduce, Stage, StopReason,
+    TensorBoardLogger, Timer, Trainer, TrainerBuilder, TrainerConfig, ValCheck, metric, schedule,
 };
 
 /// What a program that trains needs: `use leyden::prelude::*;`.
 pub mod prelude {
-    pub use crate::data::{
-        DataLoader, Dataset, IdxImages, ImageBatch, SampleCx, Subset, random_split,
-    };
+    pub use crate::data::{DataLoader, Dataset, IdxImages, ImageBatch, SampleCx, Subset, random_split};
     pub use crate::metric::{Accuracy, ConfusionMatrix, F1, Mean};
     pub use crate::schedule::{CosineAnnealing, Interval, OneCycle, ReduceLROnPlateau};
     pub use crate::{
         Callback, Control, CsvLogger, DataModule, EarlyStopping, Error, Event, FitError, Fitted, FromHost,
-        GradientClip, Hook, JsonlLogger, LabeledImages, LearningRateMonitor, LeydenModule, Limit, LoaderCx, Loaders, Logger, Loss,
-        Metrics, Mode, ModelCallback, ModelCheckpoint, ModelSummary, Optimizers, Outcome, Predict, ProgressBar,
-        Reduce, Result, Stage, StepCx, TensorBoardLogger, Timer, Trainer, TrainerConfig, TrainerExt, ValCheck, burn,
-        class_ids, predicted_classes,
+        GradientClip, Hook, JsonlLogger, LabeledImages, LearningRateMonitor, LeydenModule, Limit, LoaderCx,
+        Loaders, Logger, Loss, Metrics, Mode, ModelCallback, ModelCheckpoint, ModelSummary, Optimizers,
+        Outcome, Predict, ProgressBar, Reduce, Result, Stage, StepCx, TensorBoardLogger, Timer, Trainer,
+        TrainerConfig, TrainerExt, ValCheck, burn, class_ids, cross_entropy, predicted_classes,
     };
     pub use burn::module::{Module, ParamGroup};
     pub use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -59,7 +58,9 @@ macro_rules! mimalloc {
 #[macro_export]
 macro_rules! mimalloc {
     () => {
-        ::core::compile_error!("enable the feature: leyden = { version = \"0.1\", features = [\"mimalloc\"] }");
+        ::core::compile_error!(
+            "enable the feature: leyden = { version = \"0.1\", features = [\"mimalloc\"] }"
+        );
     };
 }
 

@@ -41,8 +41,8 @@ def main():
     assert all(len(row) == SIDE * SIDE + 1 and max(row[:-1]) <= 16 and row[-1] <= 9 for row in rows)
     pixels = [value for row in rows for value in row[:-1]]
     labels = [row[-1] for row in rows]
-    write_gz("digits-images-idx3-ubyte.gz", idx([len(rows), SIDE, SIDE], pixels))
-    write_gz("digits-labels-idx1-ubyte.gz", idx([len(rows)], labels))
+    write_gz("digits-images.gz", idx([len(rows), SIDE, SIDE], pixels))
+    write_gz("digits-labels.gz", idx([len(rows)], labels))
 
 
 if __name__ == "__main__":

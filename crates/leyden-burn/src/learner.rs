@@ -20,8 +20,7 @@ use crate::step::{Loggable, StepCx};
 use crate::tensors::{self, GradientMap};
 
 type HostOf<M> = <<M as LeydenModule>::Batch as FromHost>::Host;
-type PredictStep<M> =
-    fn(&M, <M as LeydenModule>::Batch, &mut StepCx<'_>) -> Result<Box<dyn Any + Send>>;
+type PredictStep<M> = fn(&M, <M as LeydenModule>::Batch, &mut StepCx<'_>) -> Result<Box<dyn Any + Send>>;
 
 /// A model, its optimizer, and the gradients of the present window.
 ///
@@ -118,10 +117,12 @@ impl<M: LeydenModule> ModuleLearner<M> {
         let mut all = Vec::new();
         for callback in &self.callbacks {
             let prefix = format!("{CALLBACK}{}/", callback.name());
-            all.extend(callback.state()?.into_iter().map(|tensor| NamedTensor {
-                name: format!("{prefix}{}", tensor.name),
-                ..tensor
-            }));
+            all.extend(
+                callback
+                    .state()?
+                    .into_iter()
+                    .map(|tensor| NamedTensor { name: format!("{prefix}{}", tensor.name), ..tensor }),
+            );
         }
         Ok(all)
     }
@@ -198,7 +199,11 @@ impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
         }
     }
 
-    fn predict(&mut self, batch: HostOf<M>, cx: &mut leyden_train::StepCx<'_>) -> Result<Box<dyn Any + Send>> {
+    fn predict(
+        &mut self,
+        batch: HostOf<M>,
+        cx: &mut leyden_train::StepCx<'_>,
+    ) -> Result<Box<dyn Any + Send>> {
         self.device.seed(cx.seed());
         let batch = M::Batch::from_host(batch, &self.device)?;
         let step = self.predict_step.expect("`predict` makes its learner with `predicting`");
@@ -208,7 +213,8 @@ impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
     fn visit_gradients(&mut self, visit: &mut dyn FnMut(Gradient<'_>) -> Result<()>) -> Result<()> {
         let mut gradients = self.gradients.take();
         let mut none = GradientsParams::new();
-        let result = tensors::visit_gradients(self.present()?, gradients.as_mut().unwrap_or(&mut none), visit);
+        let result =
+            tensors::visit_gradients(self.present()?, gradients.as_mut().unwrap_or(&mut none), visit);
         self.gradients = gradients;
         result
     }

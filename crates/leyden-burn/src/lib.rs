@@ -15,7 +15,7 @@ mod trainer;
 
 pub use burn;
 pub use learner::ModuleLearner;
-pub use module::{FromHost, LabeledImages, LeydenModule, Loss, ModelCallback, Predict};
+pub use module::{FromHost, LabeledImages, LeydenModule, Loss, ModelCallback, Predict, cross_entropy};
 pub use optimizers::Optimizers;
 pub use step::{Loggable, StepCx, class_ids, predicted_classes};
 pub use tensors::{load_tensors, named_tensors};

@@ -1,6 +1,7 @@
 //! What a user implements.
 
 use burn::module::Module;
+use burn::nn::loss::CrossEntropyLossConfig;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use leyden_data::ImageBatch;
 use leyden_process::{Error, Result};
@@ -199,6 +200,12 @@ impl From<Tensor<1>> for Loss {
     fn from(loss: Tensor<1>) -> Self {
         Self(Some(loss))
     }
+}
+
+/// The mean cross entropy of `[batch, classes]` logits against class numbers: PyTorch's `F.cross_entropy`. Burn's
+/// `CrossEntropyLossConfig` has the variants (weights, smoothing, padding).
+pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1> {
+    CrossEntropyLossConfig::new().init(&logits.device()).forward(logits, labels)
 }
 
 /// A callback that sees the typed model; [`LeydenModule::configure_callbacks`] adds it.

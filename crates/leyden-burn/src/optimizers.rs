@@ -65,7 +65,13 @@ impl Optimizers {
     ///
     /// Other *optimizers* for parameter groups are Burn's `ModuleOptimizer::with_group`.
     pub fn new(optimizer: impl Into<ModuleOptimizer>, lr: f64) -> Self {
-        Self { optimizer: optimizer.into(), base: lr, groups: Vec::new(), schedule: Scheduled::Constant, rate: lr }
+        Self {
+            optimizer: optimizer.into(),
+            base: lr,
+            groups: Vec::new(),
+            schedule: Scheduled::Constant,
+            rate: lr,
+        }
     }
 
     /// Another learning rate for these parameters; a schedule keeps its ratio to the base rate. Later groups win.
@@ -196,7 +202,10 @@ impl Optimizers {
         let taken = self.optimizer.to_record().len();
         if taken != tensors.len() {
             return Err(Error::new(OTHER_OPTIMIZER, "the checkpoint is of another optimizer")
-                .why(format!("it has {} optimizer tensors, of which this one understands {taken}", tensors.len()))
+                .why(format!(
+                    "it has {} optimizer tensors, of which this one understands {taken}",
+                    tensors.len()
+                ))
                 .hint("configure the optimizer of the run, or load the weights alone"));
         }
         self.rate = f64::from_bits(serde_json::from_value(values["rate"].clone())?);

@@ -8,7 +8,7 @@ use leyden_train::metric::{ConfusionMatrix, Metric};
 use leyden_train::{DeviceScalar, LogHandle, Scalar, Stage, StepFacts};
 
 use crate::codes::UNUSABLE_TENSOR;
-use crate::module::Loss;
+use crate::module::{Loss, cross_entropy};
 
 /// The context of one step: where it is, and where it logs.
 #[derive(Debug)]
@@ -45,15 +45,23 @@ impl<'a> StepCx<'a> {
         self.inner.metric(name, make)
     }
 
-    /// Counts a batch of classifications into a [`ConfusionMatrix`] of this name, which logs `<name>/accuracy`, `/f1`,
-    /// `/precision` and `/recall` when the epoch ends: exact over all its samples. `logits` is `[batch, classes]`.
+    /// Logs all of a batch of classifications under one name: `<name>/loss`, the mean cross entropy, and what a
+    /// [`ConfusionMatrix`] counts, `<name>/accuracy`, `/f1`, `/precision` and `/recall`, when the epoch ends: exact
+    /// over all its samples. `logits` is `[batch, classes]`. For validation and test steps.
     ///
     /// # Errors
     /// `T0502` for a label that is no class; a failure of the device.
-    pub fn log_classification(&mut self, name: &str, logits: &Tensor<2>, labels: &Tensor<1, Int>) -> Result<()> {
+    pub fn log_classification(
+        &mut self,
+        name: &str,
+        logits: Tensor<2>,
+        labels: Tensor<1, Int>,
+    ) -> Result<()> {
         let [_, classes] = logits.dims();
         let matrix = self.metric(name, || ConfusionMatrix::new(classes))?;
-        matrix.update(&predicted_classes(logits)?, &class_ids(labels)?)
+        matrix.update(&predicted_classes(&logits)?, &class_ids(&labels)?)?;
+        self.log(&format!("{name}/loss"), cross_entropy(logits, labels));
+        Ok(())
     }
 
     /// What the run is for; validation inside `fit` says [`Stage::Validate`].

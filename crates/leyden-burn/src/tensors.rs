@@ -45,7 +45,9 @@ pub(crate) fn layers<M: Module>(module: &M) -> Vec<Layer> {
     let mut lister = Lister::default();
     module.visit(&mut lister);
     let Lister { mut layers, parameters, .. } = lister;
-    layers.retain(|layer| !parameters.iter().any(|(_, parameter)| parameter.path == layer.path) && layer.path != "");
+    layers.retain(|layer| {
+        !parameters.iter().any(|(_, parameter)| parameter.path == layer.path) && layer.path != ""
+    });
     layers
 }
 
@@ -91,7 +93,10 @@ pub(crate) fn gradient_norm<M: Module>(module: &M, gradients: &GradientsParams) 
 }
 
 /// The gradient sums as named bytes.
-pub(crate) fn named_gradients<M: Module>(module: &M, gradients: &GradientsParams) -> Result<Vec<NamedTensor>> {
+pub(crate) fn named_gradients<M: Module>(
+    module: &M,
+    gradients: &GradientsParams,
+) -> Result<Vec<NamedTensor>> {
     let mut reader = GradientReader { path: Path::default(), gradients, tensors: Vec::new(), error: None };
     module.visit(&mut reader);
     reader.error.map_or(Ok(reader.tensors), Err)
@@ -104,7 +109,8 @@ pub(crate) fn gradients_from<M: Module>(
     device: &Device,
 ) -> Result<GradientsParams> {
     let mut gradients = GradientsParams::new();
-    let mut writer = GradientWriter { path: Path::default(), gradients: &mut gradients, tensors, device, error: None };
+    let mut writer =
+        GradientWriter { path: Path::default(), gradients: &mut gradients, tensors, device, error: None };
     module.visit(&mut writer);
     writer.error.map_or(Ok(gradients), Err)
 }
@@ -236,7 +242,8 @@ struct Lister {
 impl Lister {
     fn add(&mut self, id: ParamId, dtype: BurnType, shape: &Shape, trainable: bool) {
         let dtype = from_burn(dtype).unwrap_or(DType::U8);
-        self.parameters.push((id, Parameter { path: self.path.joined(), dtype, shape: shape.to_vec(), trainable }));
+        self.parameters
+            .push((id, Parameter { path: self.path.joined(), dtype, shape: shape.to_vec(), trainable }));
     }
 }
 
@@ -245,7 +252,9 @@ impl ModuleVisitor for Lister {
     fn enter_module(&mut self, name: &str, container: &str) {
         let parent = self.path.joined();
         let kind = container.split_once(':').map_or(container, |(_, kind)| kind);
-        if let Some(layer) = self.layers.iter_mut().find(|layer| layer.path == parent && layer.kind.is_empty()) {
+        if let Some(layer) =
+            self.layers.iter_mut().find(|layer| layer.path == parent && layer.kind.is_empty())
+        {
             kind.clone_into(&mut layer.kind);
         }
         self.path.enter(name);
@@ -289,9 +298,12 @@ impl GradientShower<'_> {
             BurnType::F32 | BurnType::Flex32 => GradientValues::F32(data.as_mut_slice::<f32>()?),
             BurnType::F64 => GradientValues::F64(data.as_mut_slice::<f64>()?),
             other => {
-                return Err(Error::new(UNUSABLE_TENSOR, format!("the gradient of `{path}` has an unknown type"))
-                    .why(format!("it is {other:?}"))
-                    .hint("train in f32 or f64"));
+                return Err(Error::new(
+                    UNUSABLE_TENSOR,
+                    format!("the gradient of `{path}` has an unknown type"),
+                )
+                .why(format!("it is {other:?}"))
+                .hint("train in f32 or f64"));
             }
         };
         let result = (self.visit)(Gradient { path: &path, shape, values: Some(values) });

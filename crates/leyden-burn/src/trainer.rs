@@ -138,7 +138,9 @@ impl TrainerExt for Trainer {
     {
         let predictions = self.predict_learner(&mut ModuleLearner::predicting(model.clone()), data)?;
         let typed = |batch: Box<dyn std::any::Any + Send>| {
-            *batch.downcast::<M::Output>().expect("`predicting` boxes what `predict_step` of this model returns")
+            *batch
+                .downcast::<M::Output>()
+                .expect("`predicting` boxes what `predict_step` of this model returns")
         };
         Ok(predictions.into_iter().map(|loader| loader.into_iter().map(typed).collect()).collect())
     }

@@ -172,30 +172,64 @@ impl<D: Dataset> Dataset for Subset<D> {
     }
 }
 
-/// Splits a data set at random into parts of these lengths: disjoint, and together everything (PyTorch:
-/// `random_split`, without its fractions). The parts depend on the lengths and `seed` alone.
+/// Splits a data set at random into parts of these lengths, or these fractions: disjoint, and together everything
+/// (PyTorch: `random_split`). The parts depend on the lengths and `seed` alone.
 ///
 /// `D` is cloned once per part: use an `Arc` around what is large.
 ///
 /// # Errors
-/// `L0302` if the lengths do not add up to `dataset.len()`.
-pub fn random_split<D: Dataset + Clone>(dataset: D, lengths: &[usize], seed: u64) -> Result<Vec<Subset<D>>> {
-    let len = dataset.len();
-    let sum = lengths.iter().try_fold(0_usize, |sum, &length| sum.checked_add(length));
-    if sum != Some(len) {
+/// `L0302` if the lengths do not add up to `dataset.len()`, or the fractions to 1.
+pub fn random_split<D: Dataset + Clone, L: SplitLength, const N: usize>(
+    dataset: D,
+    lengths: [L; N],
+    seed: u64,
+) -> Result<[Subset<D>; N]> {
+    let lengths = L::resolve(lengths, dataset.len())?;
+    let order = Permutation::new(dataset.len() as u64, mix(seed, &[SPLIT]));
+    let mut shuffled = (0..dataset.len() as u64).map(|position| order.at(position) as usize);
+    Ok(lengths
+        .map(|length| Subset { dataset: dataset.clone(), indices: shuffled.by_ref().take(length).collect() }))
+}
+
+/// How the parts of a [`random_split`] are given: `usize` counts samples, `f64` is a fraction of all.
+pub trait SplitLength: Sized {
+    /// The lengths in samples.
+    ///
+    /// # Errors
+    /// `L0302` if they are not the whole of `len` samples.
+    fn resolve<const N: usize>(lengths: [Self; N], len: usize) -> Result<[usize; N]>;
+}
+
+impl SplitLength for usize {
+    fn resolve<const N: usize>(lengths: [Self; N], len: usize) -> Result<[usize; N]> {
+        let sum = lengths.iter().try_fold(0_usize, |sum, &length| sum.checked_add(length));
+        if sum == Some(len) {
+            return Ok(lengths);
+        }
         let sum = sum.map_or("more than memory can address".to_owned(), |sum| sum.to_string());
-        return Err(Error::new(SPLIT_LENGTHS, "the lengths of a split do not add up to the data set's")
+        Err(Error::new(SPLIT_LENGTHS, "the lengths of a split do not add up to the data set's")
             .at("lengths", format_args!("{lengths:?}, together {sum}"))
             .at("data set", format_args!("{len} samples"))
-            .hint("give the last part what the others leave: `dataset.len() - others`"));
+            .hint("give the last part what the others leave: `dataset.len() - others`, or use fractions"))
     }
-    let order = Permutation::new(len as u64, mix(seed, &[SPLIT]));
-    let mut shuffled = (0..len as u64).map(|position| order.at(position) as usize);
-    let parts = lengths.iter().map(|&length| Subset {
-        dataset: dataset.clone(),
-        indices: shuffled.by_ref().take(length).collect(),
-    });
-    Ok(parts.collect())
+}
+
+/// Each part is rounded down, and what is left over goes to the first parts, one sample each, as in PyTorch.
+impl SplitLength for f64 {
+    fn resolve<const N: usize>(fractions: [Self; N], len: usize) -> Result<[usize; N]> {
+        let sum: f64 = fractions.iter().sum();
+        if !fractions.iter().all(|part| (0.0..=1.0).contains(part)) || (sum - 1.0).abs() > 1e-6 {
+            return Err(Error::new(SPLIT_LENGTHS, "the fractions of a split do not add up to 1")
+                .at("fractions", format_args!("{fractions:?}, together {sum}"))
+                .hint("give fractions from 0 to 1 that add up to 1, such as `[0.7, 0.1, 0.2]`"));
+        }
+        let mut lengths = fractions.map(|part| (part * len as f64) as usize);
+        let left = len.saturating_sub(lengths.iter().sum());
+        for part in 0..left {
+            lengths[part % N] += 1;
+        }
+        Ok(lengths)
+    }
 }
 
 /// The error of an index outside a data set.
@@ -288,7 +322,7 @@ mod tests {
     #[test]
     fn a_split_is_disjoint_covers_everything_and_follows_its_seed() {
         let split = |seed| -> Vec<Vec<usize>> {
-            let parts = random_split(Counting(100), &[70, 0, 30], seed).unwrap();
+            let parts = random_split(Counting(100), [70, 0, 30], seed).unwrap();
             parts.iter().map(|part| part.indices().to_vec()).collect()
         };
         let parts = split(1);
@@ -303,12 +337,12 @@ mod tests {
 
     #[test]
     fn a_split_whose_lengths_do_not_add_up_says_both_sides() {
-        let error = random_split(Counting(100), &[70, 31], 0).map(|_| ()).unwrap_err();
+        let error = random_split(Counting(100), [70, 31], 0).map(|_| ()).unwrap_err();
         let expected = "error[L0302]: the lengths of a split do not add up to the data set's\n  \
                         lengths   [70, 31], together 101\n  data set  100 samples\n  \
                         fix: give the last part what the others leave: `dataset.len() - others`";
         assert_eq!(format!("{error:?}"), expected);
-        let error = random_split(Counting(100), &[usize::MAX, 101], 0).map(|_| ()).unwrap_err();
+        let error = random_split(Counting(100), [usize::MAX, 101], 0).map(|_| ()).unwrap_err();
         assert!(error.place("lengths").unwrap().ends_with("together more than memory can address"));
     }
 }

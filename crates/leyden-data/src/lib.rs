@@ -26,7 +26,7 @@ mod permutation;
 mod rng;
 pub mod testing;
 
-pub use dataset::{Dataset, SampleCx, Subset, random_split};
+pub use dataset::{Dataset, SampleCx, SplitLength, Subset, random_split};
 pub use idx::{IdxArray, IdxImages, IdxItem, ImageBatch};
 pub use leyden_process::{Error, Result};
 pub use loader::{Batch, DataLoader, DataLoaderBuilder, Epoch, Loader, LoaderState};

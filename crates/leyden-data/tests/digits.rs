@@ -3,8 +3,8 @@
 
 use leyden_data::{DataLoader, IdxArray, IdxImages, ImageBatch};
 
-const IMAGES: &[u8] = include_bytes!("../../../examples/data/digits-images-idx3-ubyte.gz");
-const LABELS: &[u8] = include_bytes!("../../../examples/data/digits-labels-idx1-ubyte.gz");
+const IMAGES: &[u8] = include_bytes!("../../../examples/data/digits-images.gz");
+const LABELS: &[u8] = include_bytes!("../../../examples/data/digits-labels.gz");
 
 /// FNV-1a, 64 bits.
 fn fnv(bytes: &[u8]) -> u64 {

@@ -16,9 +16,7 @@ pub fn main(attribute: TokenStream, function: TokenStream) -> TokenStream {
         return error("`#[leyden::main]` takes no argument");
     }
     let mut tokens: Vec<TokenTree> = function.into_iter().collect();
-    let word = |index: usize, text: &str| {
-        matches!(tokens.get(index), Some(TokenTree::Ident(ident)) if ident.to_string() == text)
-    };
+    let word = |index: usize, text: &str| matches!(tokens.get(index), Some(TokenTree::Ident(ident)) if ident.to_string() == text);
     if (0..tokens.len()).any(|index| word(index, "async")) {
         return error("`#[leyden::main]` is for a plain `fn main`: Leyden has no async runtime");
     }

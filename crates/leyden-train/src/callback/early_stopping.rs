@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::Mode;
 use crate::control::Control;
 use crate::event::{Callback, Event};
+use crate::metrics::Shown;
 
 /// Ends the training when the monitored value has not improved for `patience` checks. A check follows each
 /// validation; with [`check_on_train_epoch_end`](Self::check_on_train_epoch_end), each training epoch.

@@ -49,7 +49,8 @@ impl ModelSummary {
                 let shapes: Vec<_> = own.iter().map(|parameter| format!("{:?}", parameter.shape)).collect();
                 let shapes = if shapes.len() > MOST_SHAPES { "…".to_owned() } else { shapes.join(" ") };
                 let count: usize = own.iter().map(|parameter| parameter.len()).sum();
-                [layer.path.clone(), layer.kind.clone(), shapes, grouped(count)]
+                let kind = if layer.kind.is_empty() { "-" } else { &layer.kind };
+                [layer.path.clone(), kind.to_owned(), shapes, grouped(count)]
             })
             .collect();
         table(&rows) + &totals(&parameters)
