@@ -336,11 +336,19 @@ mod tests {
     }
 
     #[test]
+    fn fractions_are_rounded_down_and_the_rest_goes_to_the_first() {
+        let parts = random_split(Counting(11), [0.5, 0.25, 0.25], 0).unwrap();
+        assert_eq!(parts.map(|part| part.len()), [6, 3, 2]);
+        let error = random_split(Counting(11), [0.5, 0.4], 0).map(|_| ()).unwrap_err();
+        assert_eq!(error.place("fractions"), Some("[0.5, 0.4], together 0.9"));
+    }
+
+    #[test]
     fn a_split_whose_lengths_do_not_add_up_says_both_sides() {
         let error = random_split(Counting(100), [70, 31], 0).map(|_| ()).unwrap_err();
         let expected = "error[L0302]: the lengths of a split do not add up to the data set's\n  \
                         lengths   [70, 31], together 101\n  data set  100 samples\n  \
-                        fix: give the last part what the others leave: `dataset.len() - others`";
+                        fix: give the last part what the others leave: `dataset.len() - others`, or use fractions";
         assert_eq!(format!("{error:?}"), expected);
         let error = random_split(Counting(100), [usize::MAX, 101], 0).map(|_| ()).unwrap_err();
         assert!(error.place("lengths").unwrap().ends_with("together more than memory can address"));

@@ -119,7 +119,7 @@ impl EarlyStopping {
         }
         self.waited += 1;
         (self.waited >= self.patience).then(|| {
-            format!("{name} has not improved for {} checks; the best was {}", self.waited, self.best)
+            format!("{name} has not improved for {} checks; the best was {}", self.waited, Shown(self.best))
         })
     }
 }
