@@ -255,6 +255,8 @@ impl Callback for ModelCheckpoint {
 
     fn load_state(&mut self, state: &Value) -> Result<()> {
         self.state = serde_json::from_value(state.clone())?;
+        // What was saved is in the run folder of before; this run has one of its own.
+        self.state.saved_at_step = None;
         Ok(())
     }
 

@@ -1,0 +1,9 @@
+//! The whole of Leyden on Burn: one program, so that it links once.
+
+mod cells;
+mod digits;
+mod failures;
+mod optimizing;
+mod parity;
+mod peers;
+mod resume;
