@@ -56,7 +56,8 @@ macro_rules! hooks {
                 false
             }
 
-            /// Whether it saves checkpoints: then it comes after all others, which have changed their state by then.
+            /// Whether it saves checkpoints: then it comes after all others and the module, which have changed their
+            /// state by then.
             fn saves(&self) -> bool {
                 false
             }

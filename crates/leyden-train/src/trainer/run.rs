@@ -85,7 +85,8 @@ pub(crate) enum Doing {
 }
 
 impl<H> Run<'_, H> {
-    /// Tells callbacks, then the module, and carries out what callbacks ask for.
+    /// Tells callbacks, the module, then the callbacks that save, and carries out what callbacks ask for. Savers are
+    /// last so that a checkpoint holds all that the moment did: a resumed run does not come here again.
     #[inline]
     pub(crate) fn emit(&mut self, hook: Hook) -> Flow<()> {
         self.emit_with(hook, None)
@@ -93,8 +94,9 @@ impl<H> Run<'_, H> {
 
     /// [`emit`](Self::emit) with the batch's loss.
     pub(crate) fn emit_with(&mut self, hook: Hook, loss: Option<&Scalar>) -> Flow<()> {
-        self.tell_callbacks(hook, loss, |_| true)?;
+        self.tell_callbacks(hook, loss, |callback| !callback.saves())?;
         self.tell_module(hook)?;
+        self.tell_callbacks(hook, loss, |callback| callback.saves())?;
         self.check_signals()
     }
 
@@ -106,11 +108,12 @@ impl<H> Run<'_, H> {
 
     /// The end of a training epoch: callbacks, the module, the epoch's metrics, then the callbacks that read them.
     pub(crate) fn emit_train_epoch_end(&mut self) -> Flow<()> {
-        self.tell_callbacks(Hook::TrainEpochEnd, None, |callback| !callback.monitors())?;
+        let reads = |callback: &dyn Callback| callback.monitors() || callback.saves();
+        self.tell_callbacks(Hook::TrainEpochEnd, None, |callback| !reads(callback))?;
         self.tell_module(Hook::TrainEpochEnd)?;
         let values = self.train_logs.end_epoch()?;
         self.publish(values)?;
-        self.tell_callbacks(Hook::TrainEpochEnd, None, |callback| callback.monitors())?;
+        self.tell_callbacks(Hook::TrainEpochEnd, None, reads)?;
         self.check_signals()
     }
 
