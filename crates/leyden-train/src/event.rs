@@ -94,7 +94,7 @@ hooks! {
     SanityCheckStart => on_sanity_check_start,
     /// The sanity check ended; what it logged is forgotten.
     SanityCheckEnd => on_sanity_check_end,
-    /// Training begins, after the sanity check.
+    /// Training begins, after the sanity check; not where a limit is met already, and nothing is to be trained.
     TrainStart => on_train_start,
     /// A training epoch begins.
     TrainEpochStart => on_train_epoch_start,

@@ -1,5 +1,6 @@
 //! The test kit: for whoever implements [`Learner`], [`Callback`] or [`DataModule`].
 
+use std::any::Any;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -9,11 +10,13 @@ use leyden_process::{Error, Result};
 use crate::control::Control;
 use crate::data_module::{DataModule, LoaderCx, Loaders};
 use crate::event::{Callback, Event, Hook};
-use crate::learner::toy::ToyBatch;
-use crate::learner::{Gradient, GradientClip, GradientValues, Learner, Stage, Trained, Update};
+use crate::learner::toy::{ToyBatch, ToyLearner};
+use crate::learner::{
+    Gradient, GradientClip, GradientValues, Layer, Learner, LearnerView, Parameter, Stage, Tick, Trained, Update,
+};
 use crate::logs::Logs;
 use crate::outcome::Outcome;
-use crate::state::{NamedTensor, Parts};
+use crate::state::{LearnerState, NamedTensor, Parts};
 use crate::step::{StepCx, StepFacts};
 
 /// Checks that a [`Learner`] keeps its contract. `make` builds one, already trainable and always with the same
@@ -360,6 +363,8 @@ pub enum Sabotage {
     Panic,
     /// Sends this process SIGINT.
     Interrupt,
+    /// Sends this process SIGTERM.
+    Terminate,
 }
 
 impl Sabotage {
@@ -368,17 +373,17 @@ impl Sabotage {
         match self {
             Self::Error => Err(Error::new(leyden_process::error::USER, format!("sabotage in {place}"))),
             Self::Panic => panic!("sabotage in {place}"),
-            Self::Interrupt => {
-                // `kill` is another process, so the signal is a real one; it comes before the command has ended,
-                // or a moment later.
-                let kill = std::process::Command::new("kill")
-                    .args(["-INT", &std::process::id().to_string()])
-                    .status()?;
-                assert!(kill.success());
-                Ok(())
-            }
+            Self::Interrupt => raise("-INT"),
+            Self::Terminate => raise("-TERM"),
         }
     }
+}
+
+/// `kill` is another process, so the signal is a real one; it comes before the command has ended, or a moment later.
+fn raise(signal: &str) -> Result<()> {
+    let kill = std::process::Command::new("kill").args([signal, &std::process::id().to_string()]).status()?;
+    assert!(kill.success());
+    Ok(())
 }
 
 /// A callback that breaks a run in one hook.
@@ -458,7 +463,113 @@ impl DataModule for RecordedData {
 
     fn teardown(&mut self, outcome: &Outcome) -> Result<()> {
         self.note("teardown")?;
-        self.record.note(format!("outcome {}", outcome.status()));
+        self.record.note(format!("outcome={}", outcome.status()));
         Ok(())
+    }
+}
+
+/// A [`ToyLearner`] that records what is asked of it as `M.<hook>`, `M.training_step`, `M.optimizer_step` and so on.
+pub struct RecordedLearner {
+    /// The learner.
+    pub learner: ToyLearner,
+    /// Where it records.
+    pub record: Record,
+    /// A hook or step in which it breaks, and how.
+    pub sabotage: Option<(&'static str, Sabotage)>,
+}
+
+impl RecordedLearner {
+    /// Around a learner for [`ToyData`]'s three features.
+    pub fn new(record: &Record) -> Self {
+        Self { learner: ToyLearner::new(3, 0.05), record: record.clone(), sabotage: None }
+    }
+
+    fn note(&self, place: &'static str) -> Result<()> {
+        self.record.note(format!("M.{place}"));
+        match self.sabotage {
+            Some((here, how)) if here == place => how.commit(place),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Learner<ToyBatch> for RecordedLearner {
+    fn setup(&mut self, stage: Stage, seed: u64) -> Result<()> {
+        self.note("setup")?;
+        self.learner.setup(stage, seed)
+    }
+
+    fn train(&mut self, batch: ToyBatch, cx: &mut StepCx<'_>) -> Result<Trained> {
+        self.note("training_step")?;
+        self.learner.train(batch, cx)
+    }
+
+    fn evaluate(&mut self, batch: ToyBatch, cx: &mut StepCx<'_>) -> Result<()> {
+        self.note(if cx.stage() == Stage::Test { "test_step" } else { "validation_step" })?;
+        self.learner.evaluate(batch, cx)
+    }
+
+    fn predict(&mut self, batch: ToyBatch, cx: &mut StepCx<'_>) -> Result<Box<dyn Any + Send>> {
+        self.note("predict_step")?;
+        self.learner.predict(batch, cx)
+    }
+
+    fn visit_gradients(&mut self, visit: &mut dyn FnMut(Gradient<'_>) -> Result<()>) -> Result<()> {
+        self.learner.visit_gradients(visit)
+    }
+
+    fn apply(&mut self, update: &Update) -> Result<()> {
+        self.note("optimizer_step")?;
+        self.learner.apply(update)
+    }
+
+    fn advance(&mut self, tick: Tick, metric: &dyn Fn(&str) -> Option<f64>) -> Result<()> {
+        self.note(if tick == Tick::Step { "schedules_step" } else { "schedules_epoch" })?;
+        self.learner.advance(tick, metric)
+    }
+
+    fn hook(&mut self, hook: Hook, cx: Option<&mut StepCx<'_>>) -> Result<()> {
+        self.note(hook.name())?;
+        self.learner.hook(hook, cx)
+    }
+
+    fn state(&mut self, parts: Parts) -> Result<LearnerState> {
+        self.note("state")?;
+        self.learner.state(parts)
+    }
+
+    fn load(&mut self, state: LearnerState, parts: Parts) -> Result<()> {
+        self.note("load")?;
+        self.learner.load(state, parts)
+    }
+
+    fn on_exception(&mut self, _: &Error) -> Result<()> {
+        self.note("on_exception")
+    }
+
+    fn teardown(&mut self, _: &Outcome) -> Result<()> {
+        self.note("teardown")
+    }
+}
+
+impl LearnerView for RecordedLearner {
+    fn parameters(&self) -> Vec<Parameter> {
+        self.learner.parameters()
+    }
+
+    fn layers(&self) -> Vec<Layer> {
+        self.learner.layers()
+    }
+
+    fn learning_rates(&self) -> Vec<(String, f64)> {
+        self.learner.learning_rates()
+    }
+
+    fn weight(&self, path: &str) -> Result<Option<NamedTensor>> {
+        self.learner.weight(path)
+    }
+
+    fn device(&self) -> String {
+        self.learner.device()
     }
 }

@@ -20,6 +20,16 @@ type Val<H> = [Box<dyn Loader<H>>];
 pub(crate) fn fit<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<StopReason> {
     run.emit(Hook::FitStart)?;
     sanity_check(run, val)?;
+    let reason = match done(run) {
+        Some(reason) => reason,
+        None => epochs(run, train, val)?,
+    };
+    run.emit(Hook::FitEnd)?;
+    Ok(reason)
+}
+
+/// All epochs; there is at least one batch to train on.
+fn epochs<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<StopReason> {
     run.emit(Hook::TrainStart)?;
     let reason = loop {
         match done(run) {
@@ -28,7 +38,6 @@ pub(crate) fn fit<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Fl
         }
     };
     run.emit(Hook::TrainEnd)?;
-    run.emit(Hook::FitEnd)?;
     Ok(reason)
 }
 
