@@ -252,6 +252,10 @@ impl Trainer {
                 run.load(path)?;
             }
             run.started = true;
+            if run.plan.eval_batches.iter().all(|&batches| batches == 0) {
+                let nothing = loaders.iter().map(|_| Vec::new()).collect();
+                return Ok((nothing, StopReason::NoBatches));
+            }
             let predictions = evaluate::evaluate(run, &loaders, kind, None)?;
             run.emit(kind.end)?;
             Ok((predictions, StopReason::AllBatches))
