@@ -476,12 +476,25 @@ pub struct RecordedLearner {
     pub record: Record,
     /// A hook or step in which it breaks, and how.
     pub sabotage: Option<(&'static str, Sabotage)>,
+    /// The batches of each step: `training_step`, `validation_step` …
+    pub seen: Vec<(&'static str, ToyBatch)>,
 }
 
 impl RecordedLearner {
     /// Around a learner for [`ToyData`]'s three features.
     pub fn new(record: &Record) -> Self {
-        Self { learner: ToyLearner::new(3, 0.05), record: record.clone(), sabotage: None }
+        Self { learner: ToyLearner::new(3, 0.05), record: record.clone(), sabotage: None, seen: Vec::new() }
+    }
+
+    /// The batches that this kind of step has seen.
+    pub fn seen_by(&self, step: &str) -> Vec<ToyBatch> {
+        let of_step = self.seen.iter().filter(|(known, _)| *known == step);
+        of_step.map(|(_, batch)| batch.clone()).collect()
+    }
+
+    fn step(&mut self, step: &'static str, batch: &ToyBatch) -> Result<()> {
+        self.seen.push((step, batch.clone()));
+        self.note(step)
     }
 
     fn note(&self, place: &'static str) -> Result<()> {
@@ -500,17 +513,17 @@ impl Learner<ToyBatch> for RecordedLearner {
     }
 
     fn train(&mut self, batch: ToyBatch, cx: &mut StepCx<'_>) -> Result<Trained> {
-        self.note("training_step")?;
+        self.step("training_step", &batch)?;
         self.learner.train(batch, cx)
     }
 
     fn evaluate(&mut self, batch: ToyBatch, cx: &mut StepCx<'_>) -> Result<()> {
-        self.note(if cx.stage() == Stage::Test { "test_step" } else { "validation_step" })?;
+        self.step(if cx.stage() == Stage::Test { "test_step" } else { "validation_step" }, &batch)?;
         self.learner.evaluate(batch, cx)
     }
 
     fn predict(&mut self, batch: ToyBatch, cx: &mut StepCx<'_>) -> Result<Box<dyn Any + Send>> {
-        self.note("predict_step")?;
+        self.step("predict_step", &batch)?;
         self.learner.predict(batch, cx)
     }
 

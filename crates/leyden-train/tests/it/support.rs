@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
 
+use leyden_process::Result;
 use leyden_train::learner::toy::{ToyBatch, ToyLearner};
 use leyden_train::state::{LearnerState, Parts};
 use leyden_train::testing::ToyData;
-use leyden_train::{CsvLogger, Learner, Trainer, TrainerBuilder};
+use leyden_train::{Callback, Control, CsvLogger, Event, Hook, Learner, Trainer, TrainerBuilder};
 
 /// Prints nothing; logs to `metrics.csv` alone.
 pub(crate) fn quiet(root: &Path) -> TrainerBuilder {
@@ -111,6 +113,35 @@ pub(crate) fn assert_code(output: &Output, code: i32, what: &str) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(code), "{what}\nstdout: {out}\nstderr: {err}");
+}
+
+/// A callback made of a closure, called in one hook.
+pub(crate) struct On<F>(pub(crate) Hook, pub(crate) F);
+
+impl<F: FnMut(&Event<'_>, &mut Control) + Send> Callback for On<F> {
+    fn name(&self) -> String {
+        format!("On({})", self.0.name())
+    }
+
+    fn on_event(&mut self, event: &Event<'_>, control: &mut Control) -> Result<()> {
+        if event.hook == self.0 {
+            (self.1)(event, control);
+        }
+        Ok(())
+    }
+}
+
+/// A list that a callback in a trainer fills and the test reads.
+pub(crate) type Shared<T> = Arc<Mutex<Vec<T>>>;
+
+/// A callback that adds to `list` what `take` makes of each event of this hook.
+pub(crate) fn noting<T: Send + 'static>(
+    hook: Hook,
+    list: &Shared<T>,
+    take: impl Fn(&Event<'_>) -> T + Send + 'static,
+) -> impl Callback + 'static {
+    let list = list.clone();
+    On(hook, move |event: &Event<'_>, _: &mut Control| list.lock().unwrap().push(take(event)))
 }
 
 const SPEC: &str = "LEYDEN_TEST_SPEC";
