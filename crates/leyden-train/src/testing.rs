@@ -478,12 +478,28 @@ pub struct RecordedLearner {
     pub sabotage: Option<(&'static str, Sabotage)>,
     /// The batches of each step: `training_step`, `validation_step` …
     pub seen: Vec<(&'static str, ToyBatch)>,
+    /// What a training step does besides, before anything else.
+    pub in_training: Option<InTraining>,
+    /// What a hook does besides.
+    pub in_hook: Option<InHook>,
 }
+
+/// What a [`RecordedLearner`]'s training step does besides.
+pub type InTraining = Box<dyn FnMut(&mut ToyBatch, &mut StepCx<'_>) -> Result<()>>;
+/// What a [`RecordedLearner`]'s hooks do besides.
+pub type InHook = Box<dyn FnMut(Hook, Option<&mut StepCx<'_>>) -> Result<()>>;
 
 impl RecordedLearner {
     /// Around a learner for [`ToyData`]'s three features.
     pub fn new(record: &Record) -> Self {
-        Self { learner: ToyLearner::new(3, 0.05), record: record.clone(), sabotage: None, seen: Vec::new() }
+        Self {
+            learner: ToyLearner::new(3, 0.05),
+            record: record.clone(),
+            sabotage: None,
+            seen: Vec::new(),
+            in_training: None,
+            in_hook: None,
+        }
     }
 
     /// The batches that this kind of step has seen.
@@ -512,8 +528,11 @@ impl Learner<ToyBatch> for RecordedLearner {
         self.learner.setup(stage, seed)
     }
 
-    fn train(&mut self, batch: ToyBatch, cx: &mut StepCx<'_>) -> Result<Trained> {
+    fn train(&mut self, mut batch: ToyBatch, cx: &mut StepCx<'_>) -> Result<Trained> {
         self.step("training_step", &batch)?;
+        if let Some(extra) = &mut self.in_training {
+            extra(&mut batch, cx)?;
+        }
         self.learner.train(batch, cx)
     }
 
@@ -543,7 +562,10 @@ impl Learner<ToyBatch> for RecordedLearner {
 
     fn hook(&mut self, hook: Hook, cx: Option<&mut StepCx<'_>>) -> Result<()> {
         self.note(hook.name())?;
-        self.learner.hook(hook, cx)
+        match &mut self.in_hook {
+            Some(extra) => extra(hook, cx),
+            None => self.learner.hook(hook, cx),
+        }
     }
 
     fn state(&mut self, parts: Parts) -> Result<LearnerState> {

@@ -294,6 +294,7 @@ impl Trainer {
             dir: self.dir.clone(),
             stop: None,
             skip_epoch: false,
+            acts: Vec::new(),
             sanity_checking: false,
             evaluation: None,
             last_validation: Instant::now(),
