@@ -153,16 +153,12 @@ fn conclude<T>(outcome: Outcome, value: Option<T>, error: Option<Error>, complai
     let error = match (error, complaints.is_empty()) {
         (error, true) => error,
         (Some(error), false) => Some(complaints.into_iter().fold(error, |error, complaint| {
-            error.why(format!(
-                "besides, {} failed: {complaint}",
-                complaint.place("in").unwrap_or("a clean-up")
-            ))
+            error.why(format!("besides, {}", as_reason(&complaint)))
         })),
         (None, false) => {
             let error = Error::new(CLEAN_UP_FAILED, format!("the run {outcome}, but cleaning up failed"));
             Some(complaints.into_iter().fold(error, |error, complaint| {
-                let error = error.at("in", complaint.place("in").unwrap_or("a clean-up")).why(&complaint);
-                complaint.reasons().iter().fold(error, |error, reason| error.why(reason))
+                error.at("in", clean_up_of(&complaint)).why(as_reason(&complaint))
             }))
         }
     };
@@ -171,6 +167,19 @@ fn conclude<T>(outcome: Outcome, value: Option<T>, error: Option<Error>, complai
         Some(error) if outcome.is_interrupted() => Ended { outcome, value: None, error: Some(error) },
         Some(error) => Ended { outcome: Outcome::Failed, value: None, error: Some(error) },
     }
+}
+
+/// Which clean-up complained, what of, and why.
+fn as_reason(complaint: &Error) -> String {
+    let what = match complaint.code() {
+        PANICKED => complaint.what().to_owned(),
+        _ => format!("{} failed: {complaint}", clean_up_of(complaint)),
+    };
+    complaint.reasons().iter().fold(what, |text, reason| format!("{text}: {reason}"))
+}
+
+fn clean_up_of(complaint: &Error) -> &str {
+    complaint.place("in").unwrap_or("a clean-up")
 }
 
 /// A panic of the user's code or the engine's, as an error.
