@@ -412,17 +412,14 @@ pub struct RecordedData {
     pub data: ToyData,
     /// Where it records.
     pub record: Record,
-    /// A method in which it breaks, and how.
+    /// A method in which it breaks, once, and how.
     pub sabotage: Option<(&'static str, Sabotage)>,
 }
 
 impl RecordedData {
-    fn note(&self, method: &'static str) -> Result<()> {
+    fn note(&mut self, method: &'static str) -> Result<()> {
         self.record.note(format!("D.{method}"));
-        match self.sabotage {
-            Some((place, how)) if place == method => how.commit(method),
-            _ => Ok(()),
-        }
+        self.sabotage.take_if(|(place, _)| *place == method).map_or(Ok(()), |(_, how)| how.commit(method))
     }
 }
 
@@ -474,7 +471,7 @@ pub struct RecordedLearner {
     pub learner: ToyLearner,
     /// Where it records.
     pub record: Record,
-    /// A hook or step in which it breaks, and how.
+    /// A hook or step in which it breaks, once, and how.
     pub sabotage: Option<(&'static str, Sabotage)>,
     /// The batches of each step: `training_step`, `validation_step` …
     pub seen: Vec<(&'static str, ToyBatch)>,
@@ -513,12 +510,9 @@ impl RecordedLearner {
         self.note(step)
     }
 
-    fn note(&self, place: &'static str) -> Result<()> {
+    fn note(&mut self, place: &'static str) -> Result<()> {
         self.record.note(format!("M.{place}"));
-        match self.sabotage {
-            Some((here, how)) if here == place => how.commit(place),
-            _ => Ok(()),
-        }
+        self.sabotage.take_if(|(here, _)| *here == place).map_or(Ok(()), |(_, how)| how.commit(place))
     }
 }
 

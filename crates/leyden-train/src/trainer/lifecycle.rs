@@ -51,7 +51,28 @@ pub(crate) fn conduct<H, T>(
         Err(panic) => (Outcome::Failed, None, Some(run.locate(panicked(&run.doing(), panic)))),
     };
     let complaints = clean_up(run, &armed, &outcome, error.as_ref());
+    let outcome = interrupted_late(run, outcome);
     conclude(outcome, value, error, complaints)
+}
+
+/// A signal that came when there was nothing left to stop, during clean-up, still asks the program to end.
+fn interrupted_late<H>(run: &Run<'_, H>, outcome: Outcome) -> Outcome {
+    match run.signals.received() {
+        Some(signal) if outcome.is_finished() => {
+            let resumable = run.dir.as_deref().is_some_and(|dir| last_in(dir).is_file());
+            note_exit(signal, run.stage == Stage::Fit && resumable);
+            Outcome::Interrupted(signal)
+        }
+        _ => outcome,
+    }
+}
+
+/// A scheduler is told whether the run can go on.
+fn note_exit(signal: Signal, resumable: bool) {
+    signal::note_exit_code(match signal {
+        Signal::Terminate if resumable => exit::PREEMPTED,
+        signal => signal.exit_code(),
+    });
 }
 
 /// Data module, callbacks, module; as Lightning.
@@ -108,10 +129,7 @@ fn clean_up<H>(run: &mut Run<'_, H>, armed: &Armed, outcome: &Outcome, error: Op
             saved = save_interrupted(run)?;
             Ok(())
         });
-        signal::note_exit_code(match signal {
-            Signal::Terminate if saved => exit::PREEMPTED,
-            signal => signal.exit_code(),
-        });
+        note_exit(*signal, saved);
     }
     if run.loggers_started {
         for index in 0..run.loggers.len() {

@@ -69,7 +69,7 @@ impl Logger for Notes {
 
 /// Where something breaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+pub(crate) enum Place {
     Nowhere,
     Callback(Hook),
     Data(&'static str),
@@ -91,7 +91,7 @@ impl Place {
     }
 
     /// The recorded line of the place.
-    fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         match self {
             Self::Nowhere => String::new(),
             Self::Callback(hook) => format!("B.{}", hook.name()),
@@ -147,7 +147,7 @@ impl Scene {
 const STAGES: [Stage; 4] = [Stage::Fit, Stage::Validate, Stage::Test, Stage::Predict];
 
 /// Every place that a run of this stage comes by.
-fn places(stage: Stage) -> Vec<Place> {
+pub(crate) fn places(stage: Stage) -> Vec<Place> {
     let mut clean = Scene::new(None);
     clean.run(stage, &Place::Nowhere, Sabotage::Error).unwrap();
     let mut found = Vec::new();
