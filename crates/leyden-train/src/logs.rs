@@ -41,6 +41,24 @@ struct Spec {
     reduce: Reduce,
 }
 
+impl Spec {
+    /// Where `now` is another one, in words.
+    fn differences(&self, now: &Self) -> Vec<String> {
+        let flag = |name: &str, before: bool, now: bool| {
+            (before != now).then(|| format!("`{name}` was {before} and is {now}"))
+        };
+        let reduce = || format!("`reduce` was {:?} and is {:?}", self.reduce, now.reduce);
+        let all = [
+            flag("on_step", self.on_step, now.on_step),
+            flag("on_epoch", self.on_epoch, now.on_epoch),
+            flag("prog_bar", self.prog_bar, now.prog_bar),
+            flag("logger", self.logger, now.logger),
+            (self.reduce != now.reduce).then(reduce),
+        ];
+        all.into_iter().flatten().collect()
+    }
+}
+
 /// How an epoch's values become one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reduce {
@@ -285,10 +303,7 @@ impl Logs {
             });
         }
         let updated = self.metrics.iter().filter(|named| named.updated);
-        let metrics: Vec<_> = updated
-            .map(NamedMetric::saved)
-            .chain(self.restored.iter().cloned())
-            .collect();
+        let metrics: Vec<_> = updated.map(NamedMetric::saved).chain(self.restored.iter().cloned()).collect();
         Ok(json!({ "entries": entries, "metrics": metrics }))
     }
 
@@ -365,9 +380,16 @@ impl Logs {
             if self.entries[index].last_step.is_some() {
                 let name = &self.entries[index].name;
                 self.misuse.get_or_insert_with(|| {
-                    Error::new(OTHER_ARGUMENTS, format!("`{name}` is logged twice with different arguments"))
-                        .why(format!("first {:?}, now {spec:?}", self.entries[index].spec))
-                        .hint("use the same levels and reduction each time, or two names")
+                    let error = Error::new(
+                        OTHER_ARGUMENTS,
+                        format!("`{name}` is logged twice with different arguments"),
+                    )
+                    .hint("use the same arguments each time, or two names");
+                    self.entries[index]
+                        .spec
+                        .differences(&spec)
+                        .into_iter()
+                        .fold(error, |error, text| error.why(text))
                 });
                 return;
             }

@@ -3,8 +3,10 @@
 use std::any::Any;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use leyden_data::{DataLoader, Dataset, SampleCx};
+use leyden_process::signal::Listener;
 use leyden_process::{Error, Result};
 
 use crate::control::Control;
@@ -12,7 +14,8 @@ use crate::data_module::{DataModule, LoaderCx, Loaders};
 use crate::event::{Callback, Event, Hook};
 use crate::learner::toy::{ToyBatch, ToyLearner};
 use crate::learner::{
-    Gradient, GradientClip, GradientValues, Layer, Learner, LearnerView, Parameter, Stage, Tick, Trained, Update,
+    Gradient, GradientClip, GradientValues, Layer, Learner, LearnerView, Parameter, Stage, Tick, Trained,
+    Update,
 };
 use crate::logs::Logs;
 use crate::outcome::Outcome;
@@ -101,7 +104,10 @@ impl<H, L: Learner<H>, M: Fn() -> L, B: Fn(usize) -> H> Suite<H, M, B> {
         assert_eq!(shown, expected, "each trainable parameter once, in declaration order");
         let mut norm = 0.0;
         learner
-            .visit_gradients(&mut |gradient| Ok(norm += square_sum(&gradient)))
+            .visit_gradients(&mut |gradient| {
+                norm += square_sum(&gradient);
+                Ok(())
+            })
             .expect("and visited again");
         assert_eq!(norm, 0.0, "what a visitor writes stays");
     }
@@ -111,7 +117,10 @@ impl<H, L: Learner<H>, M: Fn() -> L, B: Fn(usize) -> H> Suite<H, M, B> {
         self.steps(&mut learner, 0..1);
         let mut left = 0;
         learner
-            .visit_gradients(&mut |gradient| Ok(left += usize::from(gradient.values.is_some())))
+            .visit_gradients(&mut |gradient| {
+                left += usize::from(gradient.values.is_some());
+                Ok(())
+            })
             .expect("visited");
         assert_eq!(left, 0, "apply leaves no gradient");
     }
@@ -157,7 +166,11 @@ impl<H, L: Learner<H>, M: Fn() -> L, B: Fn(usize) -> H> Suite<H, M, B> {
 
             self.train(&mut by_hand, 0);
             let mut squares = 0.0;
-            by_hand.visit_gradients(&mut |gradient| Ok(squares += square_sum(&gradient))).expect("visited");
+            let mut add = |gradient: Gradient<'_>| {
+                squares += square_sum(&gradient);
+                Ok(())
+            };
+            by_hand.visit_gradients(&mut add).expect("visited");
             let mut change = |gradient: Gradient<'_>| {
                 if let Some(GradientValues::F32(values)) = gradient.values {
                     for value in values {
@@ -379,10 +392,17 @@ impl Sabotage {
     }
 }
 
-/// `kill` is another process, so the signal is a real one; it comes before the command has ended, or a moment later.
+/// `kill` is another process, so the signal is a real one. It may reach another thread of this process a moment after
+/// the command has ended, so that is waited for.
 fn raise(signal: &str) -> Result<()> {
+    let listener = Listener::start();
     let kill = std::process::Command::new("kill").args([signal, &std::process::id().to_string()]).status()?;
     assert!(kill.success());
+    let begun = Instant::now();
+    while listener.received().is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "this process ignores the signal: run it in the foreground");
+        std::thread::yield_now();
+    }
     Ok(())
 }
 

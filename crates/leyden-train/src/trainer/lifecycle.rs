@@ -170,11 +170,17 @@ fn save_interrupted<H>(run: &mut Run<'_, H>) -> Result<bool> {
 fn conclude<T>(outcome: Outcome, value: Option<T>, error: Option<Error>, complaints: Vec<Error>) -> Ended<T> {
     let error = match (error, complaints.is_empty()) {
         (error, true) => error,
-        (Some(error), false) => Some(complaints.into_iter().fold(error, |error, complaint| {
-            error.why(format!("besides, {}", as_reason(&complaint)))
-        })),
+        (Some(error), false) => Some(
+            complaints
+                .into_iter()
+                .fold(error, |error, complaint| error.why(format!("besides, {}", as_reason(&complaint)))),
+        ),
         (None, false) => {
-            let error = Error::new(CLEAN_UP_FAILED, format!("the run {outcome}, but cleaning up failed"));
+            let ended = match &outcome {
+                Outcome::Finished(reason) => format!("finished ({reason})"),
+                other => format!("was {other}"),
+            };
+            let error = Error::new(CLEAN_UP_FAILED, format!("the run {ended}, but cleaning up failed"));
             Some(complaints.into_iter().fold(error, |error, complaint| {
                 error.at("in", clean_up_of(&complaint)).why(as_reason(&complaint))
             }))
@@ -193,7 +199,8 @@ fn as_reason(complaint: &Error) -> String {
         PANICKED => complaint.what().to_owned(),
         _ => format!("{} failed: {complaint}", clean_up_of(complaint)),
     };
-    complaint.reasons().iter().fold(what, |text, reason| format!("{text}: {reason}"))
+    let text = complaint.reasons().iter().fold(what, |text, reason| format!("{text}: {reason}"));
+    complaint.place("panicked").map_or(text.clone(), |location| format!("{text}, at {location}"))
 }
 
 fn clean_up_of(complaint: &Error) -> &str {

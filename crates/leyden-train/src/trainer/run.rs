@@ -81,7 +81,10 @@ pub(crate) enum Doing {
     Loading(&'static str),
     Logging,
     Module(Hook),
+    Opening,
     Optimizer,
+    Planning,
+    Restoring,
     Saving,
     Step(&'static str),
 }
@@ -356,9 +359,7 @@ impl<H> Run<'_, H> {
         if run.seed != self.config.seed {
             differences.push(format!("the seed was {} and is {}", run.seed, self.config.seed));
         }
-        if run.loader != self.loader {
-            differences.push(format!("the training loader was ({}) and is ({})", run.loader, self.loader));
-        }
+        differences.extend(loader_differences(&run.loader, &self.loader));
         if differences.is_empty() || !run.progress.is_inside_epoch() {
             return Ok(());
         }
@@ -399,6 +400,9 @@ impl<H> Run<'_, H> {
             Doing::Logging => "a logger".to_owned(),
             Doing::Module(hook) => format!("`{}` of the module", hook.name()),
             Doing::Optimizer => "the optimizer step".to_owned(),
+            Doing::Opening => "making the run folder".to_owned(),
+            Doing::Planning => "resolving the configuration".to_owned(),
+            Doing::Restoring => "loading a checkpoint".to_owned(),
             Doing::Saving => "saving a checkpoint".to_owned(),
             Doing::Step(step) => format!("`{step}`"),
         }
@@ -409,7 +413,9 @@ impl<H> Run<'_, H> {
         let error = error.at_if_absent("in", self.doing());
         let error = match self.evaluation {
             Some((batch, _)) => error.at_if_absent("batch", batch),
-            None if self.progress.batches > 0 => error.at_if_absent("batch", self.progress.batch),
+            None if self.started && self.progress.batches > 0 => {
+                error.at_if_absent("batch", self.progress.batch)
+            }
             None => error,
         };
         if self.stage == Stage::Fit && self.started {
@@ -423,6 +429,17 @@ impl<H> Run<'_, H> {
     pub(crate) fn resolved(&self) -> Value {
         json!({ "leyden": env!("CARGO_PKG_VERSION"), "config": self.config, "plan": self.plan })
     }
+}
+
+/// How two identities of a training loader differ, part by part where they have the same parts.
+fn loader_differences(before: &str, now: &str) -> Vec<String> {
+    let parts = |identity: &str| identity.split(", ").map(str::to_owned).collect::<Vec<_>>();
+    let (before, now) = (parts(before), parts(now));
+    if before.len() != now.len() {
+        return vec![format!("the training loader had {}; it has {}", before.join(", "), now.join(", "))];
+    }
+    let pairs = before.iter().zip(&now).filter(|(before, now)| before != now);
+    pairs.map(|(before, now)| format!("the training loader had {before}; it has {now}")).collect()
 }
 
 /// One batch's facts; its seed is a function of the run's seed, the stage and the position alone.

@@ -83,7 +83,9 @@ impl Place {
             Self::Nowhere => String::new(),
             Self::Callback(hook) => format!("`{}` of callback `B`", hook.name()),
             Self::Data(method) => format!("`DataModule::{method}`"),
-            Self::Module("optimizer_step" | "schedules_step" | "schedules_epoch") => "the optimizer step".into(),
+            Self::Module("optimizer_step" | "schedules_step" | "schedules_epoch") => {
+                "the optimizer step".into()
+            }
             Self::Module("state") if stage == Stage::Fit => "saving a checkpoint".into(),
             Self::Module(step) if step.ends_with("_step") && !step.starts_with("on_") => format!("`{step}`"),
             Self::Module(hook) => format!("`{hook}` of the module"),
@@ -297,8 +299,10 @@ fn a_clean_up_that_hangs_is_named_and_ends_the_process() {
 fn child_that_hangs() {
     let Some((spec, _)) = spec() else { return };
     let hook = if spec == "teardown" { Hook::Teardown } else { Hook::Exception };
-    let hang = On(hook, |_: &Event<'_>, _: &mut Control| loop {
-        std::thread::sleep(Duration::from_secs(1));
+    let hang = On(hook, |_: &Event<'_>, _: &mut Control| {
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+        }
     });
     let fail = On(Hook::TrainStart, |_: &Event<'_>, _: &mut Control| panic!("so that there is an exception"));
     let builder = bare().max_epochs(1).teardown_timeout(Duration::from_millis(200)).callback(hang);

@@ -168,7 +168,10 @@ fn validation_runs_when_it_is_asked_for() {
     assert_eq!(validations(every(ValCheck::Fraction(0.3)), 2), [3, 6, 9, 13, 16, 19]);
     assert_eq!(validations(every(ValCheck::Fraction(0.01)), 1), (1..=10).collect::<Vec<_>>());
     assert_eq!(validations(every(ValCheck::Batches(4)), 2), [4, 8, 14, 18]);
-    assert_eq!(validations(every(ValCheck::Batches(4)).check_val_every_n_epoch(Some(2)), 4), [14, 18, 34, 38]);
+    assert_eq!(
+        validations(every(ValCheck::Batches(4)).check_val_every_n_epoch(Some(2)), 4),
+        [14, 18, 34, 38]
+    );
     assert_eq!(validations(bare().check_val_every_n_epoch(Some(3)), 7), [30, 60]);
     let across = |n| every(ValCheck::Batches(n)).check_val_every_n_epoch(None);
     assert_eq!(validations(across(4), 2), [4, 8, 12, 16, 20]);
@@ -290,7 +293,11 @@ fn skipping_an_epoch_keeps_its_end_its_schedules_and_its_gradients() {
     let builder = bare().max_epochs(2).accumulate_grad_batches(2).num_sanity_val_steps(0);
     let mut trainer = builder.callback(skip).build().unwrap();
     let report = trainer.fit_learner(&mut learner, &mut data(5, 1)).unwrap();
-    assert_eq!((report.epochs, report.steps), (2, 2 + 3), "batches 0-1 and 2 are stepped, then the next epoch");
+    assert_eq!(
+        (report.epochs, report.steps),
+        (2, 2 + 3),
+        "batches 0-1 and 2 are stepped, then the next epoch"
+    );
     assert_eq!(record.count("M.training_step"), 3 + 5);
     assert_eq!(record.count("M.on_train_epoch_end"), 2);
     assert_eq!(record.count("M.schedules_epoch"), 2);

@@ -9,6 +9,7 @@ mod files;
 mod learner;
 mod lifecycle;
 mod limits;
+mod logging;
 mod many;
 mod resume;
 mod signals;

@@ -10,8 +10,8 @@ use leyden_train::schedule::{Interval, StepLr};
 use leyden_train::state::Parts;
 use leyden_train::testing::{Record, RecordedLearner, ToyData};
 use leyden_train::{
-    Callback, Checkpoint, Control, EarlyStopping, Event, FitReport, Hook, Learner,
-    LearningRateMonitor, Metrics, ModelCheckpoint, Reduce, TrainerBuilder, ValCheck,
+    Callback, Checkpoint, Control, EarlyStopping, Event, FitReport, Hook, Learner, LearningRateMonitor,
+    Metrics, ModelCheckpoint, Reduce, TrainerBuilder, ValCheck,
 };
 use tempfile::tempdir;
 
@@ -317,7 +317,8 @@ fn best_and_last_are_found_or_named_as_missing() {
     assert_eq!((none("best"), none("last")), ("K0108", "K0108"));
 
     // Of this trainer's own fit, though a newer run folder exists.
-    let mut own = quiet(root.path()).max_epochs(2).callback(ModelCheckpoint::monitor("val/loss")).build().unwrap();
+    let mut own =
+        quiet(root.path()).max_epochs(2).callback(ModelCheckpoint::monitor("val/loss")).build().unwrap();
     let mut learner = toy();
     let report = own.fit_learner(&mut learner, &mut data(3, 1)).unwrap();
     let trained = learner.state(Parts::Weights).unwrap();
@@ -337,7 +338,10 @@ fn best_and_last_are_found_or_named_as_missing() {
     let mut trainer = quiet(root.path()).max_epochs(3).build().unwrap();
     let report = trainer.ckpt_path("last").fit_learner(&mut toy(), &mut data(3, 1)).unwrap();
     assert_eq!((report.epochs, report.steps), (3, 9));
-    assert_eq!(Checkpoint::read(&newer.last_checkpoint.unwrap()).unwrap().run.unwrap().progress.global_step, 3);
+    assert_eq!(
+        Checkpoint::read(&newer.last_checkpoint.unwrap()).unwrap().run.unwrap().progress.global_step,
+        3
+    );
 }
 
 #[test]

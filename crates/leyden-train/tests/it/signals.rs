@@ -185,8 +185,9 @@ fn child_that_is_stuck() {
     let (place, signal) = spec.split_once(' ').unwrap();
     let script = format!("kill -{signal} $PPID; sleep 0.1; kill -{signal} $PPID");
     let stuck = move || {
-        Command::new("sh").args(["-c", &script]).spawn().unwrap();
+        let mut sender = Command::new("sh").args(["-c", &script]).spawn().unwrap();
         std::thread::sleep(Duration::from_secs(30));
+        sender.wait().unwrap();
     };
     let mut learner = RecordedLearner::new(&Record::new());
     let mut builder = bare().max_epochs(1);
@@ -196,7 +197,8 @@ fn child_that_is_stuck() {
             Ok(())
         }));
     } else {
-        builder = builder.callback(crate::support::On(Hook::Teardown, move |_: &Event<'_>, _: &mut Control| stuck()));
+        builder = builder
+            .callback(crate::support::On(Hook::Teardown, move |_: &Event<'_>, _: &mut Control| stuck()));
     }
     let _ = builder.build().unwrap().fit_learner(&mut learner, &mut data(2, 0));
 }

@@ -1,6 +1,7 @@
 //! What the modules share: quiet trainers, learners and data, rows of `metrics.csv`, child processes.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
@@ -62,7 +63,10 @@ pub(crate) fn rows(run_dir: &Path) -> Vec<Row> {
 pub(crate) fn column(run_dir: &Path, name: &str) -> Vec<(u64, f64)> {
     let number = |row: &Row, name: &str| row[name].parse::<f64>().expect("a number");
     let rows = rows(run_dir);
-    rows.iter().filter(|row| row.contains_key(name)).map(|r| (number(r, "step") as u64, number(r, name))).collect()
+    rows.iter()
+        .filter(|row| row.contains_key(name))
+        .map(|r| (number(r, "step") as u64, number(r, name)))
+        .collect()
 }
 
 /// All files below a folder, as sorted paths relative to it.
@@ -93,8 +97,13 @@ pub(crate) fn child(test: &str, spec: &str, root: &Path) -> Command {
     let mut command = Command::new("timeout");
     command.args(["-s", "KILL", "20"]).arg(std::env::current_exe().expect("this binary has a path"));
     command.args([test, "--exact", "--nocapture", "--test-threads=1"]);
-    command.env(SPEC, spec).env(ROOT, root);
+    command.envs(child_environment(spec, root));
     command
+}
+
+/// What tells a child that it is one.
+pub(crate) fn child_environment(spec: &str, root: &Path) -> [(&'static str, OsString); 2] {
+    [(SPEC, spec.into()), (ROOT, root.into())]
 }
 
 /// Runs a child to its end.
