@@ -51,22 +51,24 @@ pub(crate) fn rows(peer: bool) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// Trains so many steps.
+type Work = fn(usize) -> Result<()>;
+
 /// Ours and the reference, in microseconds a step, by alternating rounds. For `toy` and `noop` ours is what the
 /// Trainer adds to the reference.
 pub(crate) fn measure(what: &str) -> Result<(Spread, Spread)> {
-    let (rounds, steps, with, raw): (usize, usize, fn(usize) -> Result<()>, fn(usize) -> Result<()>) =
-        match what {
-            "toy" => (15, 200_000, toy_trainer, toy_raw),
-            "noop" => (15, 20_000, noop_trainer, noop_raw),
-            // As many as an epoch of MNIST has: a checkpoint an epoch is part of the price.
-            _ => (5, 938, mlp_trainer, mlp_raw),
-        };
+    let (rounds, steps, with, raw): (usize, usize, Work, Work) = match what {
+        "toy" => (15, 200_000, toy_trainer, toy_raw),
+        "noop" => (15, 20_000, noop_trainer, noop_raw),
+        // As many as an epoch of MNIST has: a checkpoint an epoch is part of the price.
+        _ => (5, 938, mlp_trainer, mlp_raw),
+    };
     // The first run raises the allocator's thresholds, for both sides.
     with(steps / 10)?;
     raw(steps / 10)?;
     let (mut ours, mut reference) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let time = |work: fn(usize) -> Result<()>| -> Result<f64> {
+        let time = |work: Work| -> Result<f64> {
             let begun = Instant::now();
             work(steps)?;
             Ok(begun.elapsed().as_secs_f64() * 1e6 / steps as f64)

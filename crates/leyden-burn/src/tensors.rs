@@ -57,7 +57,7 @@ pub(crate) fn layers<M: Module>(module: &M) -> Vec<Layer> {
     module.visit(&mut lister);
     let Lister { mut layers, parameters, .. } = lister;
     layers.retain(|layer| {
-        !parameters.iter().any(|(_, parameter)| parameter.path == layer.path) && layer.path != ""
+        !parameters.iter().any(|(_, parameter)| parameter.path == layer.path) && !layer.path.is_empty()
     });
     layers
 }
