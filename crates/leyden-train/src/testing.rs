@@ -400,7 +400,10 @@ fn raise(signal: &str) -> Result<()> {
     assert!(kill.success());
     let begun = Instant::now();
     while listener.received().is_none() {
-        assert!(begun.elapsed() < Duration::from_secs(5), "this process ignores the signal: run it in the foreground");
+        assert!(
+            begun.elapsed() < Duration::from_secs(5),
+            "this process ignores the signal: run it in the foreground"
+        );
         std::thread::yield_now();
     }
     Ok(())
