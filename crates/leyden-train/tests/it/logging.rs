@@ -9,7 +9,7 @@ use leyden_train::{
 };
 use tempfile::tempdir;
 
-use crate::support::{bare, checkpoints, column, data, quiet, toy};
+use crate::support::{Shared, bare, checkpoints, column, data, noting, quiet, toy};
 
 /// Logs by a closure in each training step.
 fn logging(log: impl FnMut(&mut ToyBatch, &mut StepCx<'_>) -> Result<()> + 'static) -> RecordedLearner {
@@ -126,4 +126,18 @@ fn rows_up_to_a_failure_are_on_disk() {
     let steps: Vec<_> =
         column(trainer.run_dir().unwrap(), "train/loss").into_iter().map(|(s, _)| s).collect();
     assert_eq!(steps, [1, 2, 3]);
+}
+
+#[test]
+fn rows_up_to_a_checkpoint_are_on_disk_when_it_is() {
+    let root = tempdir().unwrap();
+    let rows: Shared<Vec<u64>> = Shared::default();
+    let look = noting(Hook::TrainBatchStart, &rows, |event| {
+        let values = column(event.run_dir.unwrap(), "train/loss");
+        values.into_iter().map(|(step, _)| step).collect()
+    });
+    let save = ModelCheckpoint::new().every_n_train_steps(2);
+    let builder = quiet(root.path()).log_every_n_steps(1).callback(look).callback(save);
+    let _ = fit(builder, &mut RecordedLearner::new(&Record::new()), &mut data(4, 0));
+    assert_eq!(*rows.lock().unwrap(), [vec![], vec![], vec![1, 2], vec![1, 2]], "before each of 4 batches");
 }
