@@ -290,8 +290,12 @@ impl<H> Run<'_, H> {
         self.loggers.iter_mut().try_for_each(|logger| logger.log(&row))
     }
 
-    /// Saves the run as it is now.
+    /// Saves the run as it is now. The rows logged so far are handed to the kernel first: a process that is killed
+    /// leaves them, and the run that resumes from here does not log them again.
     pub(crate) fn save(&mut self, path: &Path, parts: Parts) -> Result<()> {
+        if self.loggers_started && parts == Parts::All {
+            self.loggers.iter_mut().try_for_each(|logger| logger.flush())?;
+        }
         let learner = self.learner.state(parts)?;
         let run = match parts {
             Parts::Weights => None,

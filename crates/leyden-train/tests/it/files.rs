@@ -67,7 +67,8 @@ fn a_run_folder_holds_the_configuration_the_logs_and_the_checkpoints() {
     ];
     assert_eq!(names, expected);
 
-    let json: serde_json::Value = serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
     assert_eq!(json["leyden"], env!("CARGO_PKG_VERSION"));
     let config: TrainerConfig = serde_json::from_value(json["config"].clone()).unwrap();
     assert_eq!((config.seed, config.max_epochs, config.root_dir.as_path()), (7, Some(1), root.path()));
@@ -135,7 +136,7 @@ fn names_follow_the_template_and_do_not_alternate() {
     let model = vec!["model".to_owned()];
     assert_eq!(on_disk(named("model"), &[3.0, 2.0, 1.0]), [model.clone(), model.clone(), model.clone()]);
     assert_eq!(on_disk(ModelCheckpoint::new().filename("model"), &[3.0, 2.0]), [model.clone(), model]);
-    assert_eq!(on_disk(named("model").save_top_k(2), &[3.0, 2.0, 1.0])[2], ["model", "model-v1"]);
+    assert_eq!(on_disk(named("model").save_top_k(2), &[3.0, 2.0, 1.0])[2], ["model-v1", "model"]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use leyden_train::{
 };
 use tempfile::tempdir;
 
-use crate::support::{bare, checkpoints, column, data, quiet, toy};
+use crate::support::{Shared, bare, checkpoints, column, data, noting, quiet, toy};
 
 /// Logs by a closure in each training step.
 fn logging(log: impl FnMut(&mut ToyBatch, &mut StepCx<'_>) -> Result<()> + 'static) -> RecordedLearner {
@@ -87,7 +87,8 @@ fn a_monitored_epoch_level_value_is_the_epochs_and_not_the_last_batchs() {
         let stop = EarlyStopping::new(name).stopping_threshold(1.5);
         let mut trainer = quiet(root.path()).max_epochs(3).callback(save).callback(stop).build().unwrap();
         let report = trainer.fit_learner(&mut learner, &mut data(3, 0)).unwrap();
-        let expected = format!("finished: EarlyStopping({name}): {name} = 1 is better than the threshold 1.5");
+        let expected =
+            format!("finished: EarlyStopping({name}): {name} = 1 is better than the threshold 1.5");
         assert_eq!(report.outcome.to_string(), expected);
         let names = checkpoints(report.run_dir.as_deref().unwrap());
         assert_eq!(names, ["last.safetensors".to_owned(), format!("{name}=1.0.safetensors")]);
@@ -100,7 +101,8 @@ fn several_evaluation_loaders_log_under_their_number() {
     impl DataModule for Two {
         type Batch = ToyBatch;
         fn test_loader(&mut self, cx: &LoaderCx) -> Result<Loaders<ToyBatch>> {
-            let rows = |rows| leyden_data::DataLoader::builder(leyden_train::testing::ToyRows { features: 3, rows });
+            let rows =
+                |rows| leyden_data::DataLoader::builder(leyden_train::testing::ToyRows { features: 3, rows });
             let [one, two] = [rows(0..8), rows(100..104)];
             assert_eq!(cx.stage, Stage::Test);
             Ok(Loaders::none().and(one.batch_size(4).build()?).and(two.batch_size(4).build()?))
@@ -121,6 +123,21 @@ fn rows_up_to_a_failure_are_on_disk() {
     });
     let mut trainer = quiet(root.path()).max_epochs(1).log_every_n_steps(1).build().unwrap();
     trainer.fit_learner(&mut learner, &mut data(5, 0)).unwrap_err();
-    let steps: Vec<_> = column(trainer.run_dir().unwrap(), "train/loss").into_iter().map(|(s, _)| s).collect();
+    let steps: Vec<_> =
+        column(trainer.run_dir().unwrap(), "train/loss").into_iter().map(|(s, _)| s).collect();
     assert_eq!(steps, [1, 2, 3]);
+}
+
+#[test]
+fn rows_up_to_a_checkpoint_are_on_disk_when_it_is() {
+    let root = tempdir().unwrap();
+    let rows: Shared<Vec<u64>> = Shared::default();
+    let look = noting(Hook::TrainBatchStart, &rows, |event| {
+        let values = column(event.run_dir.unwrap(), "train/loss");
+        values.into_iter().map(|(step, _)| step).collect()
+    });
+    let save = ModelCheckpoint::new().every_n_train_steps(2);
+    let builder = quiet(root.path()).log_every_n_steps(1).callback(look).callback(save);
+    let _ = fit(builder, &mut RecordedLearner::new(&Record::new()), &mut data(4, 0));
+    assert_eq!(*rows.lock().unwrap(), [vec![], vec![], vec![1, 2], vec![1, 2]], "before each of 4 batches");
 }
