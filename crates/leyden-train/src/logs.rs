@@ -499,3 +499,58 @@ pub const OTHER_ARGUMENTS: Code = Code::new("T0201", exit::TRAINING_FAILED);
 pub const STEP_LEVEL_IN_EPOCH_HOOK: Code = Code::new("T0202", exit::TRAINING_FAILED);
 /// One name was used for two types of metric.
 pub const OTHER_METRIC: Code = Code::new("T0203", exit::TRAINING_FAILED);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// A number on a device of which each read is counted.
+    struct Remote(f64, Arc<AtomicUsize>);
+
+    impl DeviceScalar for Remote {
+        fn read(&self) -> Result<f64> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Ok(self.0)
+        }
+
+        fn scaled(&self, factor: f64) -> Box<dyn DeviceScalar> {
+            Box::new(Self(self.0 * factor, self.1.clone()))
+        }
+
+        fn plus(&self, other: &dyn DeviceScalar) -> Option<Box<dyn DeviceScalar>> {
+            let other = other.as_any().downcast_ref::<Self>()?;
+            Some(Box::new(Self(self.0 + other.0, self.1.clone())))
+        }
+
+        fn as_any(&self) -> &dyn Any {
+            self
+        }
+    }
+
+    #[test]
+    fn values_on_a_device_are_read_once_an_epoch() {
+        let reads = Arc::new(AtomicUsize::new(0));
+        let mut logs = Logs::new();
+        for (batch, (value, samples)) in [(1.0, 4), (2.0, 4), (6.0, 2)].into_iter().enumerate() {
+            let at = StepFacts {
+                stage: Stage::Validate,
+                epoch: 0,
+                batch,
+                samples,
+                global_step: 0,
+                batches_seen: 0,
+                seed: 0,
+                loader: 0,
+                in_step: true,
+            };
+            logs.log("val/loss", Scalar::Device(Box::new(Remote(value, reads.clone()))), &at);
+            logs.end_step().unwrap();
+        }
+        assert_eq!(reads.load(Ordering::Relaxed), 0, "steps do not wait for the device");
+        assert_eq!(logs.end_epoch().unwrap(), [("val/loss".to_owned(), 2.4, true)]);
+        assert_eq!(reads.load(Ordering::Relaxed), 1);
+    }
+}
