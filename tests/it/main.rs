@@ -1,6 +1,7 @@
 //! The whole of Leyden on Burn: one program, so that it links once.
 
 mod cells;
+mod codes;
 mod digits;
 mod failures;
 mod optimizing;
