@@ -224,6 +224,33 @@ fn a_senseless_schedule_is_refused_before_training() {
     assert_eq!(error.code().id, "T0601", "{error:?}");
 }
 
+#[test]
+fn a_frozen_part_stays_as_it_is_and_keeps_no_optimizer_state() {
+    let _alone = alone();
+    let mut model = Two::new(|| Optimizers::new(AdamConfig::new().init(), 0.1));
+    model.first = model.first.freeze();
+    let before = bits(&model.first);
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = crate::cells::quiet(folder.path()).max_epochs(1).build().unwrap();
+    let fitted = trainer.fit(model, &mut TrainOnly).unwrap();
+    assert_eq!(before, bits(&fitted.model().first));
+    let saved = leyden::Checkpoint::read(fitted.last_checkpoint.as_ref().unwrap()).unwrap();
+    assert!(saved.learner.optimizer.iter().all(|tensor| tensor.name.starts_with("second.")));
+}
+
+#[test]
+fn a_model_on_an_autodiff_device_trains_alike() {
+    let _alone = alone();
+    let fit = |device: Device| {
+        Device::default().seed(4);
+        let layer = |i, o| LinearConfig::new(i, o).init(&device);
+        let model = Two { first: layer(6, 5), second: layer(5, 3), configure: Configured(constant) };
+        let mut trainer = dry().max_epochs(1).seed(5).build().unwrap();
+        bits(trainer.fit(model, &mut TrainOnly).unwrap().model())
+    };
+    assert_eq!(fit(Device::default()), fit(Device::default().autodiff()));
+}
+
 /// A moving average of the weights, as a typed callback.
 #[derive(Module, Debug)]
 struct Averaged {
