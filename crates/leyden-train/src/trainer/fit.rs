@@ -44,6 +44,9 @@ fn epochs<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<StopR
 
 /// One epoch, or what a checkpoint has left of it.
 fn epoch<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<()> {
+    if run.progress.phase == Phase::EpochCut {
+        run.progress.phase = Phase::Validated;
+    }
     if run.progress.phase != Phase::EpochDone {
         if run.progress.phase == Phase::EpochStart {
             run.train_logs.start_epoch();
@@ -150,10 +153,14 @@ fn epoch_is_over<H>(run: &Run<'_, H>) -> bool {
     run.progress.is_last_batch() || run.skip_epoch || step_limit(run).is_some() || may_stop(run)
 }
 
-/// What ends the training, looked at between epochs and after an epoch that was cut.
+/// What ends the training, looked at between epochs and after an epoch that was cut. A run that resumes before the
+/// end of its last epoch brings that to its end first, as the uninterrupted one did.
 fn done<H>(run: &Run<'_, H>) -> Option<StopReason> {
     if run.plan.train_batches == 0 {
         return Some(StopReason::NoBatches);
+    }
+    if !matches!(run.progress.phase, Phase::EpochStart | Phase::EpochCut) {
+        return None;
     }
     if let Some(limit) = step_limit(run) {
         return Some(limit);

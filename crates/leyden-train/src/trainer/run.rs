@@ -351,9 +351,6 @@ impl<H> Run<'_, H> {
             // An epoch that was over stays so, though this loader may have more batches.
             self.progress.batch = batches;
         }
-        if self.progress.phase == Phase::EpochCut {
-            self.progress.phase = Phase::Validated;
-        }
         Ok(())
     }
 
@@ -383,14 +380,14 @@ impl<H> Run<'_, H> {
                 ),
             }
         }
-        // The uninterrupted run would have stopped here, so this one does; unless the callback is gone.
-        self.stop =
-            run.stop.clone().filter(|(name, _)| run.callbacks.contains_key(name) && self.has_callback(name));
+        // The uninterrupted run would have stopped here, so this one does; unless the callback is gone, or was given
+        // a higher limit.
+        let holds = |name: &str| {
+            let callback = self.callbacks.iter().find(|callback| callback.name() == name);
+            callback.is_some_and(|callback| callback.still_stops())
+        };
+        self.stop = run.stop.clone().filter(|(name, _)| holds(name));
         Ok(())
-    }
-
-    fn has_callback(&self, name: &str) -> bool {
-        self.callbacks.iter().any(|callback| callback.name() == name)
     }
 
     /// What is being done, in words.

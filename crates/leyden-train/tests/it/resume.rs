@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use leyden_process::{Error, Result};
 use leyden_train::learner::toy::ToyLearner;
@@ -164,6 +165,26 @@ fn resumes_from_a_checkpoint_of_every_hook() {
             assert_continues(&whole, &resumed, &from);
         }
         assert!(count > 0, "{hook:?} happens");
+    }
+}
+
+#[test]
+fn a_run_at_its_limit_still_ends_its_epoch_after_a_resume() {
+    for limit in 1..=8 {
+        for hook in [Hook::TrainBatchEnd, Hook::ValidationEnd, Hook::TrainEpochEnd, Hook::TrainEnd] {
+            let root = tempdir().unwrap();
+            let folder = root.path().join("saved");
+            let saving = |folder: &Path| {
+                let save = SaveAt { hook, folder: folder.to_owned(), saves: true, count: 0 };
+                settings(root.path()).max_steps(limit).callback(save)
+            };
+            let (whole, _) = run(saving(&folder), None);
+            for index in 0..fs::read_dir(&folder).map_or(0, Iterator::count) {
+                let from = folder.join(index.to_string());
+                let (resumed, _) = run(saving(&root.path().join("again")), Some(&from));
+                assert_continues(&whole, &resumed, &from);
+            }
+        }
     }
 }
 
@@ -355,4 +376,30 @@ fn a_checkpoint_path_counts_for_one_run() {
         let _ = trainer.fit_learner(&mut learner, &mut data(6, 2)).unwrap();
         assert_eq!(learner.seen_by("training_step").len(), batches);
     }
+}
+
+#[test]
+fn a_stop_holds_after_a_resume_unless_its_limit_was_raised() {
+    let root = tempdir().unwrap();
+    let stopped = |report: &FitReport| report.outcome.to_string();
+    let limited = |seconds| quiet(root.path()).max_epochs(4).max_time(Duration::from_secs_f64(seconds));
+    let fit = |builder: TrainerBuilder, from: Option<&Path>| {
+        let mut trainer = builder.build().unwrap();
+        from.map(|path| trainer.ckpt_path(path));
+        trainer.fit_learner(&mut toy(), &mut data(3, 1)).unwrap()
+    };
+    let first = fit(limited(1e-9), None);
+    assert_eq!((stopped(&first).as_str(), first.steps), ("finished: Timer: 1ns of training are over", 1));
+    let last = first.last_checkpoint.as_deref();
+    assert_eq!(fit(limited(1e-9), last).steps, 1);
+    let on = fit(limited(3600.0), last);
+    assert_eq!((stopped(&on).as_str(), on.steps), ("finished: max_epochs = 4 reached", 12));
+
+    let patient =
+        || quiet(root.path()).max_epochs(4).callback(EarlyStopping::new("val/loss").stopping_threshold(1e9));
+    let first = fit(patient(), None);
+    let again = fit(patient(), first.last_checkpoint.as_deref());
+    assert_eq!((first.epochs, again.epochs, stopped(&again)), (1, 1, stopped(&first)));
+    let without = fit(quiet(root.path()).max_epochs(4), first.last_checkpoint.as_deref());
+    assert_eq!(without.epochs, 4, "the callback is gone, and its stop with it");
 }
