@@ -10,7 +10,7 @@ use leyden_process::signal::{Listener, Signal};
 use leyden_process::{Code, Error, Result, exit};
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::{Checkpoint, RunState, link_atomically};
+use crate::checkpoint::{Checkpoint, RunState, UNWRITABLE, link_atomically};
 use crate::config::TrainerConfig;
 use crate::control::{Act, Control};
 use crate::data_module::DataModule;
@@ -60,6 +60,8 @@ pub(crate) struct Run<'r, H> {
     pub(crate) skip_epoch: bool,
     /// What callbacks asked for and is not done yet.
     pub(crate) acts: Vec<Act>,
+    /// The run as it ended, before anybody was torn down.
+    pub(crate) end: Option<RunState>,
     pub(crate) sanity_checking: bool,
     /// The batch of an evaluation, and how many there are.
     pub(crate) evaluation: Option<(usize, usize)>,
@@ -226,7 +228,7 @@ impl<H> Run<'_, H> {
     }
 
     /// Does what a callback asked for; its acts wait for [`act`](Self::act).
-    fn carry_out(&mut self, index: usize, control: Control) -> Result<()> {
+    pub(crate) fn carry_out(&mut self, index: usize, control: Control) -> Result<()> {
         let Control { stop, skip_epoch, acts, scalars } = control;
         if let (Some(reason), None) = (stop, &self.stop) {
             self.stop = Some((self.callbacks[index].name(), reason));
@@ -249,10 +251,7 @@ impl<H> Run<'_, H> {
                     self.save(&path, if weights_only { Parts::Weights } else { Parts::All })?;
                 }
                 Act::Link { from, to } => link_atomically(&from, &to)?,
-                Act::Remove(path) => match std::fs::remove_file(&path) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-                    _ => {}
-                },
+                Act::Remove(path) => remove(&path)?,
             }
         }
         Ok(())
@@ -429,6 +428,19 @@ impl<H> Run<'_, H> {
     /// What `config.json` of the run folder holds.
     pub(crate) fn resolved(&self) -> Value {
         json!({ "leyden": env!("CARGO_PKG_VERSION"), "config": self.config, "plan": self.plan })
+    }
+}
+
+/// Removes a checkpoint that may be gone already.
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::new(UNWRITABLE, "an old checkpoint cannot be removed")
+                .at("file", path.display())
+                .because(&error)
+                .hint("give this user the right to write in that folder"))
+        }
+        _ => Ok(()),
     }
 }
 
