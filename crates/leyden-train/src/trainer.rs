@@ -297,6 +297,7 @@ impl Trainer {
             dir: self.dir.clone(),
             stop: None,
             skip_epoch: false,
+            step: None,
             acts: Vec::new(),
             end: None,
             sanity_checking: false,

@@ -84,12 +84,13 @@ fn epoch<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<()> {
 /// One batch, and the optimizer's step if it completes a window.
 fn train_batch<H>(run: &mut Run<'_, H>, batch: Batch<H>) -> Flow<()> {
     run.check_signals()?;
+    let samples = batch.samples;
+    let at = run.step_facts(Stage::Fit, run.progress.batch, samples, 0);
+    run.step = Some(at);
     run.emit_inside_step(Hook::TrainBatchStart)?;
     if run.skip_epoch {
         return Ok(run.act()?);
     }
-    let samples = batch.samples;
-    let at = run.step_facts(Stage::Fit, run.progress.batch, samples, 0);
     run.doing = Doing::Step("training_step");
     let trained = run.learner.train(batch.data, &mut StepCx::new(at, &mut run.train_logs))?;
     run.train_logs.check()?;

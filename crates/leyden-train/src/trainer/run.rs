@@ -58,6 +58,8 @@ pub(crate) struct Run<'r, H> {
     /// A callback's request to end the training: its name and reason.
     pub(crate) stop: Option<(String, String)>,
     pub(crate) skip_epoch: bool,
+    /// The training step that is being done, for the hooks around it.
+    pub(crate) step: Option<StepFacts>,
     /// What callbacks asked for and is not done yet.
     pub(crate) acts: Vec<Act>,
     /// The run as it ended, before anybody was torn down.
@@ -207,8 +209,10 @@ impl<H> Run<'_, H> {
         match epoch_hook {
             None => self.learner.hook(hook, None)?,
             Some((logs, stage)) => {
-                let in_step = matches!(hook, Hook::TrainBatchStart | Hook::TrainBatchEnd);
-                let at = facts(self.config.seed, stage, &self.progress, self.progress.batch, 1, 0, in_step);
+                let mut at = facts(self.config.seed, stage, &self.progress, self.progress.batch, 1, 0, false);
+                if let (Hook::TrainBatchStart | Hook::TrainBatchEnd, Some(step)) = (hook, self.step) {
+                    at = StepFacts { global_step: at.global_step, ..step };
+                }
                 self.learner.hook(hook, Some(&mut crate::StepCx::new(at, logs)))?;
                 logs.check()?;
             }

@@ -511,7 +511,10 @@ fn a_link_to_nothing_and_a_folder_in_the_way() {
         let (none, to, _) = paths.clone();
         move |_: &Event<'_>, control: &mut Control| control.link_checkpoint(&none, &to)
     });
-    assert_reads(&fit_error(bare().callback(link), &mut toy(), &mut data(2, 0)), root.path(), "\
+    assert_reads(
+        &fit_error(bare().callback(link), &mut toy(), &mut data(2, 0)),
+        root.path(),
+        "\
 error[K0102]: a checkpoint cannot be read
   file   ROOT/none
   in     saving a checkpoint
@@ -519,10 +522,14 @@ error[K0102]: a checkpoint cannot be read
   epoch  0
   step   0
   why: No such file or directory (os error 2)
-  fix: give the path of a `.safetensors` file, `last` or `best`");
+  fix: give the path of a `.safetensors` file, `last` or `best`",
+    );
     let remove =
         On(Hook::TrainStart, move |_: &Event<'_>, control: &mut Control| control.remove_checkpoint(&paths.2));
-    assert_reads(&fit_error(bare().callback(remove), &mut toy(), &mut data(2, 0)), root.path(), "\
+    assert_reads(
+        &fit_error(bare().callback(remove), &mut toy(), &mut data(2, 0)),
+        root.path(),
+        "\
 error[K0101]: an old checkpoint cannot be removed
   file   ROOT/folder
   in     saving a checkpoint
@@ -530,5 +537,6 @@ error[K0101]: an old checkpoint cannot be removed
   epoch  0
   step   0
   why: Is a directory (os error 21)
-  fix: give this user the right to write in that folder");
+  fix: give this user the right to write in that folder",
+    );
 }
