@@ -237,7 +237,7 @@ fn floats<H>(learner: &mut impl Learner<H>) -> Vec<f32> {
 
 const MEAN_OF_ONE: Update = Update { accumulated: 1, clip: None };
 
-/// Rows of `y = x₀ + 2x₁ + … + 0.5`, made from their index: data for [`ToyLearner`](crate::learner::toy::ToyLearner).
+/// Rows of `y = x₀ + 2x₁ + … + 0.5`, made from their index: data for [`ToyLearner`].
 #[derive(Clone, Debug)]
 pub struct ToyRows {
     /// Features a row.

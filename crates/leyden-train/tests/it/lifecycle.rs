@@ -13,9 +13,8 @@ use leyden_train::{
     Callback, Checkpoint, Control, DataModule, Event, Hook, LoaderCx, Loaders, Logger, ModelCheckpoint,
     Outcome, Stage, Trainer,
 };
-use tempfile::tempdir;
 
-use crate::support::{On, assert_code, bare, data, files, quiet, run_child, spec, toy};
+use crate::support::{On, assert_code, bare, data, files, quick_dir, quiet, run_child, spec, toy};
 
 /// A callback that records, and breaks in one hook while it is armed.
 struct Actor {
@@ -117,7 +116,7 @@ struct Scene {
 
 impl Scene {
     fn new(breaks: Option<(Hook, Sabotage)>) -> Self {
-        let (root, record) = (tempdir().unwrap(), Record::new());
+        let (root, record) = (quick_dir(), Record::new());
         let armed = Arc::new(AtomicBool::new(true));
         let actor = |tag, sabotage| Actor { tag, record: record.clone(), sabotage, armed: armed.clone() };
         let trainer = quiet(root.path())
@@ -271,7 +270,7 @@ fn a_clean_up_that_breaks_too_stops_no_other_and_is_told_besides() {
 #[test]
 fn a_logger_that_cannot_close_fails_a_run_that_had_finished() {
     for how in [Sabotage::Error, Sabotage::Panic] {
-        let (root, record) = (tempdir().unwrap(), Record::new());
+        let (root, record) = (quick_dir(), Record::new());
         let builder = quiet(root.path()).max_epochs(1);
         let logger = Notes { record: record.clone(), sabotage: Some(how) };
         let mut trainer = builder.logger(logger).build().unwrap();
@@ -285,7 +284,7 @@ fn a_logger_that_cannot_close_fails_a_run_that_had_finished() {
 
 #[test]
 fn a_clean_up_that_hangs_is_named_and_ends_the_process() {
-    let root = tempdir().unwrap();
+    let root = quick_dir();
     for (spec, name) in [
         ("teardown", "`teardown` of callback `On(teardown)` did not end within 200ms"),
         ("on_exception", "`on_exception` of callback `On(on_exception)` did not end within 200ms"),
@@ -341,7 +340,7 @@ impl DataModule for Guarded {
 
 #[test]
 fn nobody_is_asked_for_a_state_after_the_teardown() {
-    let root = tempdir().unwrap();
+    let root = quick_dir();
     let (mut learner, mut guarded) = (toy(), Guarded::default());
     let mut trainer = bare().max_epochs(1).build().unwrap();
     let _ = trainer.fit_learner(&mut learner, &mut guarded).unwrap();
