@@ -82,12 +82,7 @@ impl Checkpoint {
     /// # Errors
     /// `K0102` if there is no such file or it cannot be read, `K0103` if it is truncated, garbled or of a newer format.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).map_err(|error| {
-            Error::new(UNREADABLE, "a checkpoint cannot be read")
-                .at("file", path.display())
-                .because(&error)
-                .hint("give the path of a `.safetensors` file, `last` or `best`")
-        })?;
+        let bytes = fs::read(path).map_err(|error| unreadable(path, &error))?;
         Self::from_bytes(&bytes).map_err(|error| error.at("file", path.display()))
     }
 
@@ -202,7 +197,7 @@ pub(crate) fn link_atomically(from: &Path, to: &Path) -> Result<()> {
         let _ = fs::remove_file(&beside);
         return Ok(());
     }
-    let bytes = fs::read(from)?;
+    let bytes = fs::read(from).map_err(|error| unreadable(from, &error))?;
     write_atomically(to, |file| file.write_all(&bytes))
 }
 
@@ -239,6 +234,13 @@ fn tensor_of(file: &SafeTensors<'_>, stored: &str, name: &str) -> Result<NamedTe
         shape: view.shape().to_vec(),
         bytes: view.data().to_vec(),
     })
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Error {
+    Error::new(UNREADABLE, "a checkpoint cannot be read")
+        .at("file", path.display())
+        .because(error)
+        .hint("give the path of a `.safetensors` file, `last` or `best`")
 }
 
 fn garbled(error: &(dyn std::error::Error + 'static)) -> Error {

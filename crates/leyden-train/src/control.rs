@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-/// Requests of callbacks; the loop carries them out after the event.
+/// Requests of callbacks; the loop carries them out after the event, and saving where no step is half done.
+/// In `on_exception` and `teardown` it is too late: what is asked for there is not done.
 #[derive(Debug, Default)]
 pub struct Control {
     pub(crate) stop: Option<String>,

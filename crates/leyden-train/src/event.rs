@@ -67,6 +67,11 @@ macro_rules! hooks {
                 None
             }
 
+            /// Whether the stop that it asked for before a resume holds on. A callback whose limit can be raised says.
+            fn still_stops(&self) -> bool {
+                true
+            }
+
             /// What it must remember over a resume.
             fn state(&self) -> serde_json::Value {
                 serde_json::Value::Null

@@ -162,7 +162,9 @@ impl Trainer {
                 run.load(path)?;
             }
             run.started = true;
-            Ok(((), fit::fit(run, &train, &val)?))
+            let reason = fit::fit(run, &train, &val)?;
+            run.end = Some(run.run_state()?);
+            Ok(((), reason))
         });
         let report = |run: &Run<'_, H>, outcome| FitReport {
             outcome,
@@ -176,10 +178,9 @@ impl Trainer {
             plan: run.plan.clone(),
         };
         let report = report(&run, outcome);
-        let state = if error.is_none() { run.run_state().ok() } else { None };
-        let dir = run.dir.clone();
+        let (dir, end) = (run.dir.clone(), run.end.take());
         drop(run);
-        (self.dir, self.last_fit) = (dir, state);
+        (self.dir, self.last_fit) = (dir, end);
         error.map_or(Ok(report), Err)
     }
 
@@ -296,7 +297,9 @@ impl Trainer {
             dir: self.dir.clone(),
             stop: None,
             skip_epoch: false,
+            step: None,
             acts: Vec::new(),
+            end: None,
             sanity_checking: false,
             evaluation: None,
             last_validation: Instant::now(),

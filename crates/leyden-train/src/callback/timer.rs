@@ -34,6 +34,10 @@ impl Callback for Timer {
         "Timer".to_owned()
     }
 
+    fn still_stops(&self) -> bool {
+        self.elapsed() >= self.limit
+    }
+
     fn state(&self) -> Value {
         json!({ "elapsed": self.elapsed() })
     }

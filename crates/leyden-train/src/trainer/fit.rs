@@ -44,6 +44,9 @@ fn epochs<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<StopR
 
 /// One epoch, or what a checkpoint has left of it.
 fn epoch<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<()> {
+    if run.progress.phase == Phase::EpochCut {
+        run.progress.phase = Phase::Validated;
+    }
     if run.progress.phase != Phase::EpochDone {
         if run.progress.phase == Phase::EpochStart {
             run.train_logs.start_epoch();
@@ -81,12 +84,13 @@ fn epoch<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<()> {
 /// One batch, and the optimizer's step if it completes a window.
 fn train_batch<H>(run: &mut Run<'_, H>, batch: Batch<H>) -> Flow<()> {
     run.check_signals()?;
+    let samples = batch.samples;
+    let at = run.step_facts(Stage::Fit, run.progress.batch, samples, 0);
+    run.step = Some(at);
     run.emit_inside_step(Hook::TrainBatchStart)?;
     if run.skip_epoch {
         return Ok(run.act()?);
     }
-    let samples = batch.samples;
-    let at = run.step_facts(Stage::Fit, run.progress.batch, samples, 0);
     run.doing = Doing::Step("training_step");
     let trained = run.learner.train(batch.data, &mut StepCx::new(at, &mut run.train_logs))?;
     run.train_logs.check()?;
@@ -150,10 +154,14 @@ fn epoch_is_over<H>(run: &Run<'_, H>) -> bool {
     run.progress.is_last_batch() || run.skip_epoch || step_limit(run).is_some() || may_stop(run)
 }
 
-/// What ends the training, looked at between epochs and after an epoch that was cut.
+/// What ends the training, looked at between epochs and after an epoch that was cut. A run that resumes before the
+/// end of its last epoch brings that to its end first, as the uninterrupted one did.
 fn done<H>(run: &Run<'_, H>) -> Option<StopReason> {
     if run.plan.train_batches == 0 {
         return Some(StopReason::NoBatches);
+    }
+    if !matches!(run.progress.phase, Phase::EpochStart | Phase::EpochCut) {
+        return None;
     }
     if let Some(limit) = step_limit(run) {
         return Some(limit);

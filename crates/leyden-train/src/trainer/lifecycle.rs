@@ -86,8 +86,10 @@ fn set_up<H>(run: &mut Run<'_, H>, armed: &mut Armed) -> Flow<()> {
     run.check_signals()?;
     for index in 0..run.callbacks.len() {
         run.doing = Doing::Callback(index, Hook::Setup);
-        run.call(index, Hook::Setup, &mut Control::default(), None, None, None)?;
+        let mut control = Control::default();
+        run.call(index, Hook::Setup, &mut control, None, None, None)?;
         armed.callbacks = index + 1;
+        run.carry_out(index, control)?;
     }
     run.doing = Doing::Module(Hook::Setup);
     run.learner.setup(run.stage, run.config.seed)?;
@@ -155,6 +157,9 @@ fn clean_up<H>(run: &mut Run<'_, H>, armed: &Armed, outcome: &Outcome, error: Op
 
 /// A training that a signal stopped can go on from `last.safetensors`.
 fn save_interrupted<H>(run: &mut Run<'_, H>) -> Result<bool> {
+    if run.started {
+        run.end = Some(run.run_state()?);
+    }
     match &run.dir {
         Some(dir) if run.stage == Stage::Fit && run.started && run.config.enable_checkpointing => {
             let path = last_in(dir);

@@ -10,7 +10,7 @@ use leyden_process::signal::{Listener, Signal};
 use leyden_process::{Code, Error, Result, exit};
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::{Checkpoint, RunState, link_atomically};
+use crate::checkpoint::{Checkpoint, RunState, UNWRITABLE, link_atomically};
 use crate::config::TrainerConfig;
 use crate::control::{Act, Control};
 use crate::data_module::DataModule;
@@ -58,8 +58,12 @@ pub(crate) struct Run<'r, H> {
     /// A callback's request to end the training: its name and reason.
     pub(crate) stop: Option<(String, String)>,
     pub(crate) skip_epoch: bool,
+    /// The training step that is being done, for the hooks around it.
+    pub(crate) step: Option<StepFacts>,
     /// What callbacks asked for and is not done yet.
     pub(crate) acts: Vec<Act>,
+    /// The run as it ended, before anybody was torn down.
+    pub(crate) end: Option<RunState>,
     pub(crate) sanity_checking: bool,
     /// The batch of an evaluation, and how many there are.
     pub(crate) evaluation: Option<(usize, usize)>,
@@ -205,8 +209,10 @@ impl<H> Run<'_, H> {
         match epoch_hook {
             None => self.learner.hook(hook, None)?,
             Some((logs, stage)) => {
-                let in_step = matches!(hook, Hook::TrainBatchStart | Hook::TrainBatchEnd);
-                let at = facts(self.config.seed, stage, &self.progress, self.progress.batch, 1, 0, in_step);
+                let mut at = facts(self.config.seed, stage, &self.progress, self.progress.batch, 1, 0, false);
+                if let (Hook::TrainBatchStart | Hook::TrainBatchEnd, Some(step)) = (hook, self.step) {
+                    at = StepFacts { global_step: at.global_step, ..step };
+                }
                 self.learner.hook(hook, Some(&mut crate::StepCx::new(at, logs)))?;
                 logs.check()?;
             }
@@ -226,7 +232,7 @@ impl<H> Run<'_, H> {
     }
 
     /// Does what a callback asked for; its acts wait for [`act`](Self::act).
-    fn carry_out(&mut self, index: usize, control: Control) -> Result<()> {
+    pub(crate) fn carry_out(&mut self, index: usize, control: Control) -> Result<()> {
         let Control { stop, skip_epoch, acts, scalars } = control;
         if let (Some(reason), None) = (stop, &self.stop) {
             self.stop = Some((self.callbacks[index].name(), reason));
@@ -249,10 +255,7 @@ impl<H> Run<'_, H> {
                     self.save(&path, if weights_only { Parts::Weights } else { Parts::All })?;
                 }
                 Act::Link { from, to } => link_atomically(&from, &to)?,
-                Act::Remove(path) => match std::fs::remove_file(&path) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-                    _ => {}
-                },
+                Act::Remove(path) => remove(&path)?,
             }
         }
         Ok(())
@@ -351,9 +354,6 @@ impl<H> Run<'_, H> {
             // An epoch that was over stays so, though this loader may have more batches.
             self.progress.batch = batches;
         }
-        if self.progress.phase == Phase::EpochCut {
-            self.progress.phase = Phase::Validated;
-        }
         Ok(())
     }
 
@@ -383,14 +383,14 @@ impl<H> Run<'_, H> {
                 ),
             }
         }
-        // The uninterrupted run would have stopped here, so this one does; unless the callback is gone.
-        self.stop =
-            run.stop.clone().filter(|(name, _)| run.callbacks.contains_key(name) && self.has_callback(name));
+        // The uninterrupted run would have stopped here, so this one does; unless the callback is gone, or was given
+        // a higher limit.
+        let holds = |name: &str| {
+            let callback = self.callbacks.iter().find(|callback| callback.name() == name);
+            callback.is_some_and(|callback| callback.still_stops())
+        };
+        self.stop = run.stop.clone().filter(|(name, _)| holds(name));
         Ok(())
-    }
-
-    fn has_callback(&self, name: &str) -> bool {
-        self.callbacks.iter().any(|callback| callback.name() == name)
     }
 
     /// What is being done, in words.
@@ -432,6 +432,19 @@ impl<H> Run<'_, H> {
     /// What `config.json` of the run folder holds.
     pub(crate) fn resolved(&self) -> Value {
         json!({ "leyden": env!("CARGO_PKG_VERSION"), "config": self.config, "plan": self.plan })
+    }
+}
+
+/// Removes a checkpoint that may be gone already.
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::new(UNWRITABLE, "an old checkpoint cannot be removed")
+                .at("file", path.display())
+                .because(&error)
+                .hint("give this user the right to write in that folder"))
+        }
+        _ => Ok(()),
     }
 }
 

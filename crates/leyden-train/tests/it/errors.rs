@@ -10,12 +10,12 @@ use leyden_train::metric::{Accuracy, Mean};
 use leyden_train::state::Parts;
 use leyden_train::testing::{Record, RecordedData, RecordedLearner, Sabotage, ToyData};
 use leyden_train::{
-    Checkpoint, DataModule, EarlyStopping, Hook, Learner, Limit, LoaderCx, Loaders, ModelCheckpoint,
-    TrainerBuilder, ValCheck,
+    Checkpoint, Control, DataModule, EarlyStopping, Event, Hook, Learner, Limit, LoaderCx, Loaders,
+    ModelCheckpoint, TrainerBuilder, ValCheck,
 };
 use tempfile::tempdir;
 
-use crate::support::{bare, data, quiet, toy};
+use crate::support::{On, bare, data, quiet, toy};
 
 /// The rendered error; the root folder reads `ROOT`, line numbers of this project read `N`.
 #[track_caller]
@@ -500,4 +500,43 @@ error[T0001]: sabotage in the step
   step   0
   why: besides, `on_exception` of the module panicked: sabotage in on_exception, at crates/leyden-train/src/testing.rs:N
   why: besides, `DataModule::teardown` failed: sabotage in teardown");
+}
+
+#[test]
+fn a_link_to_nothing_and_a_folder_in_the_way() {
+    let root = tempdir().unwrap();
+    fs::create_dir(root.path().join("folder")).unwrap();
+    let paths = (root.path().join("none"), root.path().join("to"), root.path().join("folder"));
+    let link = On(Hook::TrainStart, {
+        let (none, to, _) = paths.clone();
+        move |_: &Event<'_>, control: &mut Control| control.link_checkpoint(&none, &to)
+    });
+    assert_reads(
+        &fit_error(bare().callback(link), &mut toy(), &mut data(2, 0)),
+        root.path(),
+        "\
+error[K0102]: a checkpoint cannot be read
+  file   ROOT/none
+  in     saving a checkpoint
+  batch  0
+  epoch  0
+  step   0
+  why: No such file or directory (os error 2)
+  fix: give the path of a `.safetensors` file, `last` or `best`",
+    );
+    let remove =
+        On(Hook::TrainStart, move |_: &Event<'_>, control: &mut Control| control.remove_checkpoint(&paths.2));
+    assert_reads(
+        &fit_error(bare().callback(remove), &mut toy(), &mut data(2, 0)),
+        root.path(),
+        "\
+error[K0101]: an old checkpoint cannot be removed
+  file   ROOT/folder
+  in     saving a checkpoint
+  batch  0
+  epoch  0
+  step   0
+  why: Is a directory (os error 21)
+  fix: give this user the right to write in that folder",
+    );
 }

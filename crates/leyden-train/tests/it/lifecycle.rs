@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use leyden_process::{Error, Result};
+use leyden_train::learner::toy::ToyBatch;
 use leyden_train::logger::Row;
 use leyden_train::testing::{Record, RecordedData, RecordedLearner, Sabotage};
-use leyden_train::{Callback, Control, Event, Hook, Logger, ModelCheckpoint, Stage, Trainer};
-use tempfile::tempdir;
+use leyden_train::{
+    Callback, Checkpoint, Control, DataModule, Event, Hook, LoaderCx, Loaders, Logger, ModelCheckpoint,
+    Outcome, Stage, Trainer,
+};
 
-use crate::support::{On, assert_code, bare, data, files, quiet, run_child, spec, toy};
+use crate::support::{On, assert_code, bare, data, files, quick_dir, quiet, run_child, spec, toy};
 
 /// A callback that records, and breaks in one hook while it is armed.
 struct Actor {
@@ -113,7 +116,7 @@ struct Scene {
 
 impl Scene {
     fn new(breaks: Option<(Hook, Sabotage)>) -> Self {
-        let (root, record) = (tempdir().unwrap(), Record::new());
+        let (root, record) = (quick_dir(), Record::new());
         let armed = Arc::new(AtomicBool::new(true));
         let actor = |tag, sabotage| Actor { tag, record: record.clone(), sabotage, armed: armed.clone() };
         let trainer = quiet(root.path())
@@ -267,7 +270,7 @@ fn a_clean_up_that_breaks_too_stops_no_other_and_is_told_besides() {
 #[test]
 fn a_logger_that_cannot_close_fails_a_run_that_had_finished() {
     for how in [Sabotage::Error, Sabotage::Panic] {
-        let (root, record) = (tempdir().unwrap(), Record::new());
+        let (root, record) = (quick_dir(), Record::new());
         let builder = quiet(root.path()).max_epochs(1);
         let logger = Notes { record: record.clone(), sabotage: Some(how) };
         let mut trainer = builder.logger(logger).build().unwrap();
@@ -281,7 +284,7 @@ fn a_logger_that_cannot_close_fails_a_run_that_had_finished() {
 
 #[test]
 fn a_clean_up_that_hangs_is_named_and_ends_the_process() {
-    let root = tempdir().unwrap();
+    let root = quick_dir();
     for (spec, name) in [
         ("teardown", "`teardown` of callback `On(teardown)` did not end within 200ms"),
         ("on_exception", "`on_exception` of callback `On(on_exception)` did not end within 200ms"),
@@ -309,4 +312,48 @@ fn child_that_hangs() {
     let builder = if hook == Hook::Exception { builder.callback(fail) } else { builder };
     let _ = builder.build().unwrap().fit_learner(&mut toy(), &mut data(2, 0));
     unreachable!("the watchdog ends the process");
+}
+
+/// Gives its state as long as it is set up.
+#[derive(Default)]
+struct Guarded {
+    torn: bool,
+}
+
+impl DataModule for Guarded {
+    type Batch = ToyBatch;
+
+    fn train_loader(&mut self, cx: &LoaderCx) -> Result<Loaders<ToyBatch>> {
+        data(3, 0).train_loader(cx)
+    }
+
+    fn state(&self) -> serde_json::Value {
+        assert!(!self.torn, "asked for its state after its teardown");
+        serde_json::json!("state")
+    }
+
+    fn teardown(&mut self, _: &Outcome) -> Result<()> {
+        self.torn = true;
+        Ok(())
+    }
+}
+
+#[test]
+fn nobody_is_asked_for_a_state_after_the_teardown() {
+    let root = quick_dir();
+    let (mut learner, mut guarded) = (toy(), Guarded::default());
+    let mut trainer = bare().max_epochs(1).build().unwrap();
+    let _ = trainer.fit_learner(&mut learner, &mut guarded).unwrap();
+    let path = root.path().join("saved");
+    trainer.save_checkpoint_learner(&mut learner, &path).unwrap();
+    let run = Checkpoint::read(&path).unwrap().run.unwrap();
+    assert_eq!((run.data, run.progress.global_step), (serde_json::json!("state"), 3));
+}
+
+#[test]
+fn a_stop_asked_for_in_setup_counts() {
+    let stop = On(Hook::Setup, |_: &Event<'_>, control: &mut Control| control.stop("no need"));
+    let mut trainer = bare().max_epochs(3).callback(stop).build().unwrap();
+    let report = trainer.fit_learner(&mut toy(), &mut data(3, 0)).unwrap();
+    assert_eq!((report.outcome.to_string().as_str(), report.steps), ("finished: On(setup): no need", 0));
 }

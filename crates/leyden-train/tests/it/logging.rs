@@ -141,3 +141,35 @@ fn rows_up_to_a_checkpoint_are_on_disk_when_it_is() {
     let _ = fit(builder, &mut RecordedLearner::new(&Record::new()), &mut data(4, 0));
     assert_eq!(*rows.lock().unwrap(), [vec![], vec![], vec![1, 2], vec![1, 2]], "before each of 4 batches");
 }
+
+#[test]
+fn hooks_of_the_batch_know_the_batch() {
+    type Fact = (&'static str, usize, usize, u64);
+    let facts: Shared<Fact> = Shared::default();
+    let note = |list: &Shared<Fact>, what, cx: &StepCx<'_>| {
+        list.lock().unwrap().push((what, cx.batch_index(), cx.batch_size(), cx.seed()));
+    };
+    let (in_step, in_hook) = (facts.clone(), facts.clone());
+    let mut learner = logging(move |_, cx| {
+        note(&in_step, "step", cx);
+        Ok(())
+    });
+    learner.in_hook = Some(Box::new(move |hook, cx| {
+        if let (Hook::TrainBatchStart | Hook::TrainBatchEnd, Some(cx)) = (hook, cx) {
+            note(&in_hook, hook.name(), cx);
+            cx.log("index", cx.batch_index() as f64).on_step(false).on_epoch(true);
+        }
+        Ok(())
+    }));
+    // 4, 4 and 2 rows.
+    let metrics =
+        fit(bare(), &mut learner, &mut ToyData { train: 10, eval: 0, ..ToyData::default() }).metrics;
+    let facts = facts.lock().unwrap();
+    for (batch, of_batch) in facts.chunks(3).enumerate() {
+        let names: Vec<_> = of_batch.iter().map(|(name, ..)| *name).collect();
+        assert_eq!(names, ["on_train_batch_start", "step", "on_train_batch_end"]);
+        let (_, _, _, seed) = of_batch[1];
+        assert!(of_batch.iter().all(|fact| (fact.1, fact.2, fact.3) == (batch, [4, 4, 2][batch], seed)));
+    }
+    assert_eq!(metrics.get("index"), Some((0.0 * 4.0 + 1.0 * 4.0 + 2.0 * 2.0) / 10.0));
+}

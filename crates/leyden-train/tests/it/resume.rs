@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use leyden_process::{Error, Result};
 use leyden_train::learner::toy::ToyLearner;
@@ -13,9 +14,8 @@ use leyden_train::{
     Callback, Checkpoint, Control, EarlyStopping, Event, FitReport, Hook, Learner, LearningRateMonitor,
     Metrics, ModelCheckpoint, Reduce, TrainerBuilder, ValCheck,
 };
-use tempfile::tempdir;
 
-use crate::support::{Row, data, quiet, rows, toy};
+use crate::support::{Row, data, quick_dir, quiet, rows, toy};
 
 /// 7 batches an epoch, the last one of 2 rows; shuffled.
 fn uneven() -> ToyData {
@@ -57,6 +57,11 @@ fn settings(root: &Path) -> TrainerBuilder {
         .callback(EarlyStopping::new("first_epoch").patience(99).check_on_train_epoch_end())
 }
 
+/// The same, for the many runs that go on: what they would save themselves is not looked at.
+fn unsaving(root: &Path) -> TrainerBuilder {
+    settings(root).enable_checkpointing(false)
+}
+
 /// What a run left, to compare.
 #[derive(Debug, PartialEq)]
 struct End {
@@ -95,14 +100,14 @@ fn assert_continues(whole: &End, resumed: &End, from: &Path) {
 
 #[test]
 fn resumes_from_the_checkpoint_of_every_step() {
-    let root = tempdir().unwrap();
+    let root = quick_dir();
     let saving = || settings(root.path()).callback(ModelCheckpoint::new().every_n_train_steps(1).save_all());
     let (whole, report) = run(saving(), None);
     let folder = report.run_dir.unwrap().join("checkpoints");
     let all = crate::support::files(&folder);
     assert_eq!(all.len(), 12 + 1, "3 epochs of 4 steps, and `last`: {all:?}");
     for name in all {
-        let (resumed, _) = run(saving(), Some(&folder.join(&name)));
+        let (resumed, _) = run(unsaving(root.path()), Some(&folder.join(&name)));
         assert_continues(&whole, &resumed, &folder.join(name));
     }
 }
@@ -151,7 +156,7 @@ fn resumes_from_a_checkpoint_of_every_hook() {
         Hook::TrainEnd,
         Hook::FitEnd,
     ] {
-        let root = tempdir().unwrap();
+        let root = quick_dir();
         let folder = root.path().join("saved");
         let saving = |folder: &Path| {
             settings(root.path()).callback(SaveAt { hook, folder: folder.to_owned(), saves: true, count: 0 })
@@ -160,7 +165,7 @@ fn resumes_from_a_checkpoint_of_every_hook() {
         let count = fs::read_dir(&folder).unwrap().count();
         for index in 0..count {
             let from = folder.join(index.to_string());
-            let (resumed, _) = run(saving(&root.path().join("again")), Some(&from));
+            let (resumed, _) = run(unsaving(root.path()), Some(&from));
             assert_continues(&whole, &resumed, &from);
         }
         assert!(count > 0, "{hook:?} happens");
@@ -168,8 +173,28 @@ fn resumes_from_a_checkpoint_of_every_hook() {
 }
 
 #[test]
+fn a_run_at_its_limit_still_ends_its_epoch_after_a_resume() {
+    for limit in 1..=8 {
+        for hook in [Hook::TrainBatchEnd, Hook::ValidationEnd, Hook::TrainEpochEnd, Hook::TrainEnd] {
+            let root = quick_dir();
+            let folder = root.path().join("saved");
+            let saving = |folder: &Path| {
+                let save = SaveAt { hook, folder: folder.to_owned(), saves: true, count: 0 };
+                settings(root.path()).max_steps(limit).callback(save)
+            };
+            let (whole, _) = run(saving(&folder), None);
+            for index in 0..fs::read_dir(&folder).map_or(0, Iterator::count) {
+                let from = folder.join(index.to_string());
+                let (resumed, _) = run(unsaving(root.path()).max_steps(limit), Some(&from));
+                assert_continues(&whole, &resumed, &from);
+            }
+        }
+    }
+}
+
+#[test]
 fn resumes_from_what_validations_and_epochs_save() {
-    let root = tempdir().unwrap();
+    let root = quick_dir();
     let by = |callback: ModelCheckpoint| settings(root.path()).callback(callback);
     let after_validations = || by(ModelCheckpoint::new().save_all());
     let after_epochs = || {
@@ -193,7 +218,7 @@ fn resumes_from_what_validations_and_epochs_save() {
 
 #[test]
 fn a_run_cut_by_max_steps_goes_on_inside_the_epoch_with_a_higher_limit() {
-    let root = tempdir().unwrap();
+    let root = quick_dir();
     let plain = || quiet(root.path()).accumulate_grad_batches(2).val_check_interval(ValCheck::Batches(3));
     let (whole, _) = run(plain().max_epochs(3), None);
     for cut in 1..12 {
@@ -225,7 +250,7 @@ fn a_skipped_epoch_is_still_skipped_after_a_resume() {
             Ok(())
         }
     }
-    let root = tempdir().unwrap();
+    let root = quick_dir();
     let saving = || {
         let save = ModelCheckpoint::new().every_n_train_steps(1).save_all();
         settings(root.path()).callback(Skip).callback(save)
@@ -233,7 +258,7 @@ fn a_skipped_epoch_is_still_skipped_after_a_resume() {
     let (whole, report) = run(saving(), None);
     let folder = report.run_dir.unwrap().join("checkpoints");
     for name in crate::support::files(&folder) {
-        let (resumed, _) = run(saving(), Some(&folder.join(&name)));
+        let (resumed, _) = run(unsaving(root.path()).callback(Skip), Some(&folder.join(&name)));
         assert_continues(&whole, &resumed, &folder.join(name));
     }
 }
@@ -253,7 +278,7 @@ fn resume_error(builder: TrainerBuilder, from: &Path, learner: &mut ToyLearner, 
 
 #[test]
 fn another_order_inside_an_epoch_is_refused_with_both_sides() {
-    let root = tempdir().unwrap();
+    let root = quick_dir();
     let from = saved_inside_an_epoch(root.path());
     let error = resume_error(quiet(root.path()).seed(2), &from, &mut toy(), &mut data(6, 2));
     assert_eq!((error.code().id, error.exit_code()), ("K0107", 96));
@@ -268,7 +293,7 @@ fn another_order_inside_an_epoch_is_refused_with_both_sides() {
 
 #[test]
 fn at_an_epochs_end_seed_and_batch_size_may_change() {
-    let root = tempdir().unwrap();
+    let root = quick_dir();
     for validation in [0, 2] {
         let mut trainer = quiet(root.path()).max_epochs(1).seed(1).build().unwrap();
         let report = trainer.fit_learner(&mut toy(), &mut data(6, validation)).unwrap();
@@ -282,7 +307,7 @@ fn at_an_epochs_end_seed_and_batch_size_may_change() {
 
 #[test]
 fn files_that_cannot_be_resumed_from_are_refused_by_code() {
-    let root = tempdir().unwrap();
+    let root = quick_dir();
     let from = saved_inside_an_epoch(root.path());
     let refused = |path: &Path, learner: &mut ToyLearner| {
         resume_error(quiet(root.path()).seed(1), path, learner, &mut data(6, 2))
@@ -309,7 +334,7 @@ fn files_that_cannot_be_resumed_from_are_refused_by_code() {
 
 #[test]
 fn best_and_last_are_found_or_named_as_missing() {
-    let root = tempdir().unwrap();
+    let root = quick_dir();
     let none = |asked: &str| {
         let mut trainer = quiet(root.path()).build().unwrap();
         trainer.ckpt_path(asked).fit_learner(&mut toy(), &mut data(3, 1)).unwrap_err().code().id
@@ -346,7 +371,7 @@ fn best_and_last_are_found_or_named_as_missing() {
 
 #[test]
 fn a_checkpoint_path_counts_for_one_run() {
-    let root = tempdir().unwrap();
+    let root = quick_dir();
     let from = saved_inside_an_epoch(root.path());
     let mut trainer = quiet(root.path()).max_epochs(1).seed(1).build().unwrap();
     trainer.ckpt_path(&from);
@@ -355,4 +380,30 @@ fn a_checkpoint_path_counts_for_one_run() {
         let _ = trainer.fit_learner(&mut learner, &mut data(6, 2)).unwrap();
         assert_eq!(learner.seen_by("training_step").len(), batches);
     }
+}
+
+#[test]
+fn a_stop_holds_after_a_resume_unless_its_limit_was_raised() {
+    let root = quick_dir();
+    let stopped = |report: &FitReport| report.outcome.to_string();
+    let limited = |seconds| quiet(root.path()).max_epochs(4).max_time(Duration::from_secs_f64(seconds));
+    let fit = |builder: TrainerBuilder, from: Option<&Path>| {
+        let mut trainer = builder.build().unwrap();
+        from.map(|path| trainer.ckpt_path(path));
+        trainer.fit_learner(&mut toy(), &mut data(3, 1)).unwrap()
+    };
+    let first = fit(limited(1e-9), None);
+    assert_eq!((stopped(&first).as_str(), first.steps), ("finished: Timer: 1ns of training are over", 1));
+    let last = first.last_checkpoint.as_deref();
+    assert_eq!(fit(limited(1e-9), last).steps, 1);
+    let on = fit(limited(3600.0), last);
+    assert_eq!((stopped(&on).as_str(), on.steps), ("finished: max_epochs = 4 reached", 12));
+
+    let patient =
+        || quiet(root.path()).max_epochs(4).callback(EarlyStopping::new("val/loss").stopping_threshold(1e9));
+    let first = fit(patient(), None);
+    let again = fit(patient(), first.last_checkpoint.as_deref());
+    assert_eq!((first.epochs, again.epochs, stopped(&again)), (1, 1, stopped(&first)));
+    let without = fit(quiet(root.path()).max_epochs(4), first.last_checkpoint.as_deref());
+    assert_eq!(without.epochs, 4, "the callback is gone, and its stop with it");
 }

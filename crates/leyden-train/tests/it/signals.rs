@@ -9,10 +9,9 @@ use leyden_process::signal::noted_exit_code;
 use leyden_train::state::LearnerState;
 use leyden_train::testing::{Record, RecordedData, RecordedLearner, Sabotage};
 use leyden_train::{Callback, Checkpoint, Control, Event, Hook, Stage, TrainerBuilder};
-use tempfile::tempdir;
 
 use crate::lifecycle::{Place, places};
-use crate::support::{assert_code, bare, data, files, quiet, run_child, spec, state};
+use crate::support::{assert_code, bare, data, files, quick_dir, quiet, run_child, spec, state};
 
 /// A callback that records every hook as `B.<hook>` and signals its own process in one, once.
 struct Signaller {
@@ -38,7 +37,7 @@ fn settings(root: &Path) -> TrainerBuilder {
 
 /// The state at the end of a run in this process, from a checkpoint if one is given.
 fn end(from: Option<&Path>) -> LearnerState {
-    let root = tempdir().unwrap();
+    let root = quick_dir();
     let mut trainer = settings(root.path()).build().unwrap();
     if let Some(path) = from {
         trainer.ckpt_path(path);
@@ -101,7 +100,7 @@ fn told(output: &Output) -> Told {
 
 /// Sends the signal at a place of a run in a child; checks code, clean-up and files.
 fn check(stage: Stage, place: &Place, signal: &str, whole: &LearnerState) {
-    let root = tempdir().unwrap();
+    let root = quick_dir();
     let spec = format!("{stage:?} {signal} {}", place.line());
     let output = run_child("signals::child_that_is_signalled", &spec, root.path());
     let last = root.path().join("run/version_0/checkpoints/last.safetensors");
@@ -168,7 +167,7 @@ fn an_evaluation_that_is_interrupted_is_an_error_with_the_signals_code() {
 
 #[test]
 fn a_second_signal_ends_the_process_at_once_even_in_a_stuck_step() {
-    let root = tempdir().unwrap();
+    let root = quick_dir();
     for (spec, code) in [("step INT", 130), ("step TERM", 143), ("teardown INT", 130)] {
         let begun = Instant::now();
         let output = run_child("signals::child_that_is_stuck", spec, root.path());

@@ -11,6 +11,7 @@ use leyden_train::learner::toy::{ToyBatch, ToyLearner};
 use leyden_train::state::{LearnerState, Parts};
 use leyden_train::testing::ToyData;
 use leyden_train::{Callback, Control, CsvLogger, Event, Hook, Learner, Trainer, TrainerBuilder};
+use tempfile::TempDir;
 
 /// Prints nothing; logs to `metrics.csv` alone.
 pub(crate) fn quiet(root: &Path) -> TrainerBuilder {
@@ -37,6 +38,11 @@ pub(crate) fn toy() -> ToyLearner {
 /// So many batches of training and of each evaluation, 4 rows each.
 pub(crate) fn data(train: usize, eval: usize) -> ToyData {
     ToyData { train: 4 * train, eval: 4 * eval, ..ToyData::default() }
+}
+
+/// A folder in memory where the system has that: tests of hundreds of runs would else wait for the disk's syncs.
+pub(crate) fn quick_dir() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder can be made")
 }
 
 /// Weights, optimizer and all: equal only if all bits are.
