@@ -42,7 +42,7 @@ pub mod prelude {
     pub use burn::tensor::{Device, Int, Tensor, TensorData};
 }
 
-/// Makes [mimalloc](https://crates.io/crates/mimalloc) this program's allocator; one line in `main.rs`, with the
+/// Makes mimalloc this program's allocator; one line in `main.rs`, with the
 /// feature `mimalloc`. A CPU engine allocates every intermediate, so the allocator is part of its speed.
 #[cfg(feature = "mimalloc")]
 #[macro_export]
@@ -69,3 +69,8 @@ macro_rules! mimalloc {
 pub mod __private {
     pub use mimalloc::MiMalloc;
 }
+
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -8,14 +8,12 @@ use leyden_process::signal::noted_exit_code;
 use leyden_process::{Error, allocator};
 
 /// Runs a program's `main`: raises glibc's allocator thresholds first, and ends with the exit code that
-/// [`exit`](crate::exit) documents: an error's own, or that of a signal that stopped a run.
+/// [`exit`](crate::exit) documents: that of a signal which stopped a run, else that of the error which `main` returns.
 pub fn run<T: Finish>(main: fn() -> T) -> ExitCode {
     allocator::raise_thresholds();
     let code = main().finish();
-    match noted_exit_code() {
-        Some(noted) if code == ExitCode::SUCCESS => ExitCode::from(noted),
-        _ => code,
-    }
+    // What `main` met after an interrupted run is a consequence of it; a scheduler asks for the cause.
+    noted_exit_code().map_or(code, ExitCode::from)
 }
 
 /// What `main` may return under `#[leyden::main]`.

@@ -41,8 +41,10 @@ pub struct ModuleLearner<M: LeydenModule> {
 }
 
 impl<M: LeydenModule> ModuleLearner<M> {
-    /// Takes a model, on whatever device it is.
+    /// Takes a model, on whatever device it is. Burn makes initial weights when they are first used; this uses them
+    /// all, so that they come from the seed that was in force when the model was built, not from the run's.
     pub fn new(model: M) -> Self {
+        tensors::initialize(&model);
         let device = model.devices().into_iter().next().unwrap_or_default().without_autodiff();
         Self {
             model: Some(model),

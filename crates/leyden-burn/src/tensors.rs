@@ -33,6 +33,17 @@ pub fn load_tensors<M: Module>(module: M, tensors: &[NamedTensor]) -> Result<M> 
     writer.error.map_or(Ok(module), Err)
 }
 
+/// Makes the initial weights that do not exist yet.
+pub(crate) fn initialize<M: Module>(module: &M) {
+    struct Initializer;
+    impl ModuleVisitor for Initializer {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let _ = param.base();
+        }
+    }
+    module.visit(&mut Initializer);
+}
+
 /// The parameters of a module: path, type, shape, trainability, and Burn's id, which differs from process to process.
 pub(crate) fn parameters<M: Module>(module: &M) -> Vec<(ParamId, Parameter)> {
     let mut lister = Lister::default();
@@ -46,7 +57,7 @@ pub(crate) fn layers<M: Module>(module: &M) -> Vec<Layer> {
     module.visit(&mut lister);
     let Lister { mut layers, parameters, .. } = lister;
     layers.retain(|layer| {
-        !parameters.iter().any(|(_, parameter)| parameter.path == layer.path) && layer.path != ""
+        !parameters.iter().any(|(_, parameter)| parameter.path == layer.path) && !layer.path.is_empty()
     });
     layers
 }

@@ -4,7 +4,7 @@ use proc_macro::{Delimiter, Ident, TokenStream, TokenTree};
 
 /// Makes `main` end with Leyden's exit codes, and prepares the process before it: see `leyden::program::run`.
 ///
-/// ```ignore
+/// ```text
 /// #[leyden::main]
 /// fn main() -> leyden::Result<()> { … }
 /// ```

@@ -1,9 +1,10 @@
 //! Panics as values: a panic of the user's code or of the engine becomes an error of the run, not its end.
 //!
 //! `contain` keeps what the default panic message would have printed (text and place) instead of printing it,
-//! because the error that is made of it says the same with more context. Panics on other threads, and panics
-//! outside `contain`, print as ever.
+//! because the error that is made of it says the same with more context. With `RUST_BACKTRACE=1` the backtrace is
+//! printed where the panic happens. Panics on other threads, and panics outside `contain`, print as ever.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
@@ -29,6 +30,10 @@ pub fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
             let noted = CONTAINED.with_borrow_mut(|frames| {
                 let Some(frame) = frames.last_mut() else { return false };
                 *frame = info.location().map(ToString::to_string);
+                let backtrace = Backtrace::capture();
+                if backtrace.status() == BacktraceStatus::Captured {
+                    eprintln!("{info}\n{backtrace}");
+                }
                 true
             });
             if !noted {

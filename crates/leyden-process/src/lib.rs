@@ -1,5 +1,5 @@
 //! What every other Leyden crate stands on: [errors](error), [exit codes](exit), [signals as values](signal),
-//! [contained panics](contain) and the [allocator's thresholds](allocator).
+//! [contained panics](mod@contain) and the [allocator's thresholds](allocator).
 //!
 //! All `unsafe` code of the project is in this crate; each block says who guarantees what. Processes and shared
 //! memory get their rooms here too.

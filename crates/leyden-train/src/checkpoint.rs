@@ -50,6 +50,8 @@ pub struct RunState {
     pub metrics: Vec<(String, u64)>,
     /// A callback's request to stop: its name and reason.
     pub stop: Option<(String, String)>,
+    /// A callback's request to skip the rest of the epoch.
+    pub skip_epoch: bool,
 }
 
 /// The JSON of the metadata.

@@ -56,7 +56,8 @@ macro_rules! hooks {
                 false
             }
 
-            /// Whether it saves checkpoints: then it comes after all others, which have changed their state by then.
+            /// Whether it saves checkpoints: then it comes after all others and the module, which have changed their
+            /// state by then.
             fn saves(&self) -> bool {
                 false
             }
@@ -93,7 +94,7 @@ hooks! {
     SanityCheckStart => on_sanity_check_start,
     /// The sanity check ended; what it logged is forgotten.
     SanityCheckEnd => on_sanity_check_end,
-    /// Training begins, after the sanity check.
+    /// Training begins, after the sanity check; not where a limit is met already, and nothing is to be trained.
     TrainStart => on_train_start,
     /// A training epoch begins.
     TrainEpochStart => on_train_epoch_start,

@@ -337,23 +337,4 @@ mod tests {
             assert_eq!(std::fs::read_to_string(&path).unwrap(), whole);
         }
     }
-
-    /// Prints what a row costs; `cargo test --release -p leyden-train -- --ignored --nocapture cost`.
-    #[test]
-    #[ignore = "a measurement"]
-    fn cost_of_a_row() {
-        for mut logger in all() {
-            let dir = tempfile::tempdir().unwrap();
-            logger.start(dir.path(), &Value::Null).unwrap();
-            let rows = 1_000_000;
-            let begin = std::time::Instant::now();
-            for step in 0..rows {
-                let x = (step as f64 * 0.37).sin();
-                let scalars = [("train/loss", x), ("train/accuracy", x * x), ("lr", 0.001)];
-                logger.log(&Row { epoch: step / 1000, step, scalars: &scalars }).unwrap();
-            }
-            logger.finalize("finished").unwrap();
-            println!("{:<12} {:.0} ns/row", logger.name(), begin.elapsed().as_nanos() as f64 / rows as f64);
-        }
-    }
 }

@@ -41,6 +41,24 @@ struct Spec {
     reduce: Reduce,
 }
 
+impl Spec {
+    /// Where `now` is another one, in words.
+    fn differences(&self, now: &Self) -> Vec<String> {
+        let flag = |name: &str, before: bool, now: bool| {
+            (before != now).then(|| format!("`{name}` was {before} and is {now}"))
+        };
+        let reduce = || format!("`reduce` was {:?} and is {:?}", self.reduce, now.reduce);
+        let all = [
+            flag("on_step", self.on_step, now.on_step),
+            flag("on_epoch", self.on_epoch, now.on_epoch),
+            flag("prog_bar", self.prog_bar, now.prog_bar),
+            flag("logger", self.logger, now.logger),
+            (self.reduce != now.reduce).then(reduce),
+        ];
+        all.into_iter().flatten().collect()
+    }
+}
+
 /// How an epoch's values become one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reduce {
@@ -63,7 +81,8 @@ struct Entry {
     step_name: String,
     epoch_name: String,
     last: Option<Scalar>,
-    last_step: u64,
+    /// The step that logged `last`; none where a checkpoint gave it.
+    last_step: Option<u64>,
     total: Total,
 }
 
@@ -205,6 +224,12 @@ impl Logs {
     pub fn end_step(&mut self) -> Result<()> {
         self.step += 1;
         self.cursor = 0;
+        self.check()
+    }
+
+    /// Fails if `log` was misused: asked where the culprit is still known.
+    #[inline]
+    pub(crate) fn check(&mut self) -> Result<()> {
         self.misuse.take().map_or(Ok(()), Err)
     }
 
@@ -218,9 +243,9 @@ impl Logs {
         Ok(())
     }
 
-    /// Looks up a name: the newest step's value.
+    /// Looks up a step-level name: the newest step's value.
     pub(crate) fn get(&self, name: &str) -> Option<f64> {
-        let entry = self.entries.iter().find(|entry| entry.step_name == name || entry.name == name)?;
+        let entry = self.entries.iter().find(|entry| entry.spec.on_step && entry.step_name == name)?;
         entry.last.as_ref()?.read().ok()
     }
 
@@ -242,6 +267,7 @@ impl Logs {
             named.metric.reset();
             named.updated = false;
         }
+        self.restored.clear();
     }
 
     /// The epoch's values so far, as `(name, value, for loggers)`. They stay until the next epoch starts, so that a
@@ -259,13 +285,16 @@ impl Logs {
             named.metric.compute(&named.name, &mut computed);
             values.extend(computed.into_iter().map(|(name, value)| (name, value, true)));
         }
+        for (name, bits) in self.restored.iter().flat_map(|saved| &saved.values) {
+            values.push((name.clone(), f64::from_bits(*bits), true));
+        }
         Ok(values)
     }
 
     /// The unfinished epoch, for a checkpoint.
     pub(crate) fn state(&self) -> Result<Value> {
         let mut entries = Vec::new();
-        for entry in self.entries.iter().filter(|entry| entry.spec.on_epoch) {
+        for entry in &self.entries {
             // The device's part is read into the host's: a sum in the same order, so the same bits on the CPU.
             let device = entry.total.device.as_ref().map_or(Ok(0.0), |part| part.read())?;
             entries.push(SavedEntry {
@@ -274,13 +303,11 @@ impl Logs {
                 spec: entry.spec,
                 value: (entry.total.value + device).to_bits(),
                 weight: entry.total.weight.to_bits(),
+                last: entry.last.as_ref().map(Scalar::read).transpose()?.map(f64::to_bits),
             });
         }
         let updated = self.metrics.iter().filter(|named| named.updated);
-        let metrics: Vec<_> = updated
-            .map(|named| SavedMetric { name: named.name.clone(), state: named.metric.state() })
-            .chain(self.restored.iter().cloned())
-            .collect();
+        let metrics: Vec<_> = updated.map(NamedMetric::saved).chain(self.restored.iter().cloned()).collect();
         Ok(json!({ "entries": entries, "metrics": metrics }))
     }
 
@@ -289,6 +316,7 @@ impl Logs {
         let saved: Vec<SavedEntry> = serde_json::from_value(state["entries"].clone())?;
         for entry in saved {
             let index = self.find(&entry.name, entry.loader, entry.spec);
+            self.entries[index].last = entry.last.map(|bits| f64::from_bits(bits).into());
             self.entries[index].total = Total {
                 value: f64::from_bits(entry.value),
                 weight: f64::from_bits(entry.weight),
@@ -322,7 +350,7 @@ impl Logs {
             step_name: String::new(),
             epoch_name: String::new(),
             last: None,
-            last_step: 0,
+            last_step: None,
             total: Total::default(),
         });
         let index = self.entries.len() - 1;
@@ -353,12 +381,19 @@ impl Logs {
             return;
         }
         if self.entries[index].spec != spec {
-            if self.entries[index].last.is_some() {
+            if self.entries[index].last_step.is_some() {
                 let name = &self.entries[index].name;
                 self.misuse.get_or_insert_with(|| {
-                    Error::new(OTHER_ARGUMENTS, format!("`{name}` is logged twice with different arguments"))
-                        .why(format!("first {:?}, now {spec:?}", self.entries[index].spec))
-                        .hint("use the same levels and reduction each time, or two names")
+                    let error = Error::new(
+                        OTHER_ARGUMENTS,
+                        format!("`{name}` is logged twice with different arguments"),
+                    )
+                    .hint("use the same arguments each time, or two names");
+                    self.entries[index]
+                        .spec
+                        .differences(&spec)
+                        .into_iter()
+                        .fold(error, |error, text| error.why(text))
                 });
                 return;
             }
@@ -372,14 +407,23 @@ impl Logs {
             self.misuse.get_or_insert(error);
         }
         entry.last = Some(value);
-        entry.last_step = self.step;
+        entry.last_step = Some(self.step);
     }
 }
 
 impl Entry {
     /// The value, if the step that is ending logged it.
     fn current(&self, step: u64) -> Option<&Scalar> {
-        self.last.as_ref().filter(|_| self.last_step == step)
+        self.last.as_ref().filter(|_| self.last_step == Some(step))
+    }
+}
+
+impl NamedMetric {
+    fn saved(&self) -> SavedMetric {
+        let mut values = Vec::new();
+        self.metric.compute(&self.name, &mut values);
+        let values = values.into_iter().map(|(name, value)| (name, value.to_bits())).collect();
+        SavedMetric { name: self.name.clone(), state: self.metric.state(), values }
     }
 }
 
@@ -432,12 +476,15 @@ struct SavedEntry {
     /// Bits, so that JSON cannot change the value.
     value: u64,
     weight: u64,
+    last: Option<u64>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
 struct SavedMetric {
     name: String,
     state: Value,
+    /// What it computes to, as bits: a run that resumes after the epoch's last batch never makes the metric again.
+    values: Vec<(String, u64)>,
 }
 
 impl fmt::Debug for Logs {
@@ -452,3 +499,58 @@ pub const OTHER_ARGUMENTS: Code = Code::new("T0201", exit::TRAINING_FAILED);
 pub const STEP_LEVEL_IN_EPOCH_HOOK: Code = Code::new("T0202", exit::TRAINING_FAILED);
 /// One name was used for two types of metric.
 pub const OTHER_METRIC: Code = Code::new("T0203", exit::TRAINING_FAILED);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// A number on a device of which each read is counted.
+    struct Remote(f64, Arc<AtomicUsize>);
+
+    impl DeviceScalar for Remote {
+        fn read(&self) -> Result<f64> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Ok(self.0)
+        }
+
+        fn scaled(&self, factor: f64) -> Box<dyn DeviceScalar> {
+            Box::new(Self(self.0 * factor, self.1.clone()))
+        }
+
+        fn plus(&self, other: &dyn DeviceScalar) -> Option<Box<dyn DeviceScalar>> {
+            let other = other.as_any().downcast_ref::<Self>()?;
+            Some(Box::new(Self(self.0 + other.0, self.1.clone())))
+        }
+
+        fn as_any(&self) -> &dyn Any {
+            self
+        }
+    }
+
+    #[test]
+    fn values_on_a_device_are_read_once_an_epoch() {
+        let reads = Arc::new(AtomicUsize::new(0));
+        let mut logs = Logs::new();
+        for (batch, (value, samples)) in [(1.0, 4), (2.0, 4), (6.0, 2)].into_iter().enumerate() {
+            let at = StepFacts {
+                stage: Stage::Validate,
+                epoch: 0,
+                batch,
+                samples,
+                global_step: 0,
+                batches_seen: 0,
+                seed: 0,
+                loader: 0,
+                in_step: true,
+            };
+            logs.log("val/loss", Scalar::Device(Box::new(Remote(value, reads.clone()))), &at);
+            logs.end_step().unwrap();
+        }
+        assert_eq!(reads.load(Ordering::Relaxed), 0, "steps do not wait for the device");
+        assert_eq!(logs.end_epoch().unwrap(), [("val/loss".to_owned(), 2.4, true)]);
+        assert_eq!(reads.load(Ordering::Relaxed), 1);
+    }
+}

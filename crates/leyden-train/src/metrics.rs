@@ -86,9 +86,13 @@ pub struct MetricsView<'a> {
 }
 
 impl MetricsView<'_> {
-    /// The newest value of that name.
+    /// The newest value of that name: of a step where it is logged at the step level, else of an epoch. Where it is
+    /// logged at both, `<name>` is `<name>_epoch` once there is one, and `<name>_step` before.
     pub fn get(&self, name: &str) -> Option<f64> {
-        self.step.get(name).or_else(|| self.epoch.get(name))
+        let exact = self.step.get(name).or_else(|| self.epoch.get(name));
+        exact
+            .or_else(|| self.epoch.get(&format!("{name}_epoch")))
+            .or_else(|| self.step.get(&format!("{name}_step")))
     }
 
     /// The epoch-level values so far.

@@ -64,7 +64,7 @@ pub enum StopReason {
     MaxEpochs(u64),
     /// `max_steps` was reached.
     MaxSteps(u64),
-    /// There was nothing to train on: `limit_train_batches` is 0.
+    /// There was nothing to run on: the limit of the stage, or its loader, leaves no batch.
     NoBatches,
 }
 
@@ -75,7 +75,7 @@ impl fmt::Display for StopReason {
             Self::Callback { name, reason } => write!(f, "{name}: {reason}"),
             Self::MaxEpochs(n) => write!(f, "max_epochs = {n} reached"),
             Self::MaxSteps(n) => write!(f, "max_steps = {n} reached"),
-            Self::NoBatches => f.write_str("limit_train_batches leaves no batch"),
+            Self::NoBatches => f.write_str("there are no batches"),
         }
     }
 }

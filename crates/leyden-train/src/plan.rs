@@ -138,15 +138,19 @@ impl Plan {
         }
         let train = self.train_batches;
         let plan = match (config.val_check_interval, config.check_val_every_n_epoch) {
+            // One pass over everything: what is for long runs must not hide the validation.
+            _ if config.fast_dev_run.is_some() => {
+                ValidationPlan::InEpoch { every_batches: train.max(1), every_epochs: 1 }
+            }
             (ValCheck::Time(interval), _) => ValidationPlan::Timed(interval),
             (ValCheck::Batches(n), None) => ValidationPlan::AcrossEpochs { every_batches: n as u64 },
-            (ValCheck::Batches(n), Some(_)) if n > train && config.fast_dev_run.is_none() => {
+            (ValCheck::Batches(n), Some(_)) if n > train => {
                 return Err(Error::new(CONTRADICTION, "validation would never run")
                     .why(format!("`val_check_interval` is {n} batches, an epoch has {train}"))
                     .hint("lower it, or set `check_val_every_n_epoch` to `None` to count across epochs"));
             }
             (ValCheck::Batches(n), Some(every_epochs)) => {
-                ValidationPlan::InEpoch { every_batches: n.min(train).max(1), every_epochs }
+                ValidationPlan::InEpoch { every_batches: n, every_epochs }
             }
             (ValCheck::Fraction(part), every) => {
                 let every_batches = ((train as f64 * part) as usize).max(1);

@@ -9,8 +9,7 @@ pub struct Progress {
     pub epoch: u64,
     /// Batches of this epoch that are done; inside a batch, its index.
     pub batch: usize,
-    /// Batches in this epoch. Not kept: the next run's loader tells.
-    #[serde(skip)]
+    /// Batches in this epoch. A resumed run has those of its own loader.
     pub batches: usize,
     /// Optimizer steps made.
     pub global_step: u64,
@@ -46,5 +45,10 @@ impl Progress {
     /// Whether the batch just done is the epoch's last.
     pub fn is_last_batch(&self) -> bool {
         self.batch >= self.batches
+    }
+
+    /// Whether batches of this epoch are done and others are not.
+    pub(crate) fn is_inside_epoch(&self) -> bool {
+        self.batch > 0 && !self.is_last_batch() && self.phase != Phase::EpochDone
     }
 }

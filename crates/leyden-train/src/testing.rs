@@ -1,19 +1,25 @@
 //! The test kit: for whoever implements [`Learner`], [`Callback`] or [`DataModule`].
 
+use std::any::Any;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use leyden_data::{DataLoader, Dataset, SampleCx};
+use leyden_process::signal::Listener;
 use leyden_process::{Error, Result};
 
 use crate::control::Control;
 use crate::data_module::{DataModule, LoaderCx, Loaders};
 use crate::event::{Callback, Event, Hook};
-use crate::learner::toy::ToyBatch;
-use crate::learner::{Gradient, GradientClip, GradientValues, Learner, Stage, Trained, Update};
+use crate::learner::toy::{ToyBatch, ToyLearner};
+use crate::learner::{
+    Gradient, GradientClip, GradientValues, Layer, Learner, LearnerView, Parameter, Stage, Tick, Trained,
+    Update,
+};
 use crate::logs::Logs;
 use crate::outcome::Outcome;
-use crate::state::{NamedTensor, Parts};
+use crate::state::{LearnerState, NamedTensor, Parts};
 use crate::step::{StepCx, StepFacts};
 
 /// Checks that a [`Learner`] keeps its contract. `make` builds one, already trainable and always with the same
@@ -98,7 +104,10 @@ impl<H, L: Learner<H>, M: Fn() -> L, B: Fn(usize) -> H> Suite<H, M, B> {
         assert_eq!(shown, expected, "each trainable parameter once, in declaration order");
         let mut norm = 0.0;
         learner
-            .visit_gradients(&mut |gradient| Ok(norm += square_sum(&gradient)))
+            .visit_gradients(&mut |gradient| {
+                norm += square_sum(&gradient);
+                Ok(())
+            })
             .expect("and visited again");
         assert_eq!(norm, 0.0, "what a visitor writes stays");
     }
@@ -108,7 +117,10 @@ impl<H, L: Learner<H>, M: Fn() -> L, B: Fn(usize) -> H> Suite<H, M, B> {
         self.steps(&mut learner, 0..1);
         let mut left = 0;
         learner
-            .visit_gradients(&mut |gradient| Ok(left += usize::from(gradient.values.is_some())))
+            .visit_gradients(&mut |gradient| {
+                left += usize::from(gradient.values.is_some());
+                Ok(())
+            })
             .expect("visited");
         assert_eq!(left, 0, "apply leaves no gradient");
     }
@@ -154,7 +166,11 @@ impl<H, L: Learner<H>, M: Fn() -> L, B: Fn(usize) -> H> Suite<H, M, B> {
 
             self.train(&mut by_hand, 0);
             let mut squares = 0.0;
-            by_hand.visit_gradients(&mut |gradient| Ok(squares += square_sum(&gradient))).expect("visited");
+            let mut add = |gradient: Gradient<'_>| {
+                squares += square_sum(&gradient);
+                Ok(())
+            };
+            by_hand.visit_gradients(&mut add).expect("visited");
             let mut change = |gradient: Gradient<'_>| {
                 if let Some(GradientValues::F32(values)) = gradient.values {
                     for value in values {
@@ -221,7 +237,7 @@ fn floats<H>(learner: &mut impl Learner<H>) -> Vec<f32> {
 
 const MEAN_OF_ONE: Update = Update { accumulated: 1, clip: None };
 
-/// Rows of `y = x₀ + 2x₁ + … + 0.5`, made from their index: data for [`ToyLearner`](crate::learner::toy::ToyLearner).
+/// Rows of `y = x₀ + 2x₁ + … + 0.5`, made from their index: data for [`ToyLearner`].
 #[derive(Clone, Debug)]
 pub struct ToyRows {
     /// Features a row.
@@ -360,6 +376,8 @@ pub enum Sabotage {
     Panic,
     /// Sends this process SIGINT.
     Interrupt,
+    /// Sends this process SIGTERM.
+    Terminate,
 }
 
 impl Sabotage {
@@ -368,17 +386,27 @@ impl Sabotage {
         match self {
             Self::Error => Err(Error::new(leyden_process::error::USER, format!("sabotage in {place}"))),
             Self::Panic => panic!("sabotage in {place}"),
-            Self::Interrupt => {
-                // `kill` is another process, so the signal is a real one; it comes before the command has ended,
-                // or a moment later.
-                let kill = std::process::Command::new("kill")
-                    .args(["-INT", &std::process::id().to_string()])
-                    .status()?;
-                assert!(kill.success());
-                Ok(())
-            }
+            Self::Interrupt => raise("-INT"),
+            Self::Terminate => raise("-TERM"),
         }
     }
+}
+
+/// `kill` is another process, so the signal is a real one. It may reach another thread of this process a moment after
+/// the command has ended, so that is waited for.
+fn raise(signal: &str) -> Result<()> {
+    let listener = Listener::start();
+    let kill = std::process::Command::new("kill").args([signal, &std::process::id().to_string()]).status()?;
+    assert!(kill.success());
+    let begun = Instant::now();
+    while listener.received().is_none() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(5),
+            "this process ignores the signal: run it in the foreground"
+        );
+        std::thread::yield_now();
+    }
+    Ok(())
 }
 
 /// A callback that breaks a run in one hook.
@@ -407,17 +435,14 @@ pub struct RecordedData {
     pub data: ToyData,
     /// Where it records.
     pub record: Record,
-    /// A method in which it breaks, and how.
+    /// A method in which it breaks, once, and how.
     pub sabotage: Option<(&'static str, Sabotage)>,
 }
 
 impl RecordedData {
-    fn note(&self, method: &'static str) -> Result<()> {
+    fn note(&mut self, method: &'static str) -> Result<()> {
         self.record.note(format!("D.{method}"));
-        match self.sabotage {
-            Some((place, how)) if place == method => how.commit(method),
-            _ => Ok(()),
-        }
+        self.sabotage.take_if(|(place, _)| *place == method).map_or(Ok(()), |(_, how)| how.commit(method))
     }
 }
 
@@ -458,7 +483,145 @@ impl DataModule for RecordedData {
 
     fn teardown(&mut self, outcome: &Outcome) -> Result<()> {
         self.note("teardown")?;
-        self.record.note(format!("outcome {}", outcome.status()));
+        self.record.note(format!("outcome={}", outcome.status()));
         Ok(())
+    }
+}
+
+/// A [`ToyLearner`] that records what is asked of it as `M.<hook>`, `M.training_step`, `M.optimizer_step` and so on.
+pub struct RecordedLearner {
+    /// The learner.
+    pub learner: ToyLearner,
+    /// Where it records.
+    pub record: Record,
+    /// A hook or step in which it breaks, once, and how.
+    pub sabotage: Option<(&'static str, Sabotage)>,
+    /// The batches of each step: `training_step`, `validation_step` …
+    pub seen: Vec<(&'static str, ToyBatch)>,
+    /// What a training step does besides, before anything else.
+    pub in_training: Option<InTraining>,
+    /// What a hook does besides.
+    pub in_hook: Option<InHook>,
+}
+
+/// What a [`RecordedLearner`]'s training step does besides.
+pub type InTraining = Box<dyn FnMut(&mut ToyBatch, &mut StepCx<'_>) -> Result<()>>;
+/// What a [`RecordedLearner`]'s hooks do besides.
+pub type InHook = Box<dyn FnMut(Hook, Option<&mut StepCx<'_>>) -> Result<()>>;
+
+impl RecordedLearner {
+    /// Around a learner for [`ToyData`]'s three features.
+    pub fn new(record: &Record) -> Self {
+        Self {
+            learner: ToyLearner::new(3, 0.05),
+            record: record.clone(),
+            sabotage: None,
+            seen: Vec::new(),
+            in_training: None,
+            in_hook: None,
+        }
+    }
+
+    /// The batches that this kind of step has seen.
+    pub fn seen_by(&self, step: &str) -> Vec<ToyBatch> {
+        let of_step = self.seen.iter().filter(|(known, _)| *known == step);
+        of_step.map(|(_, batch)| batch.clone()).collect()
+    }
+
+    fn step(&mut self, step: &'static str, batch: &ToyBatch) -> Result<()> {
+        self.seen.push((step, batch.clone()));
+        self.note(step)
+    }
+
+    fn note(&mut self, place: &'static str) -> Result<()> {
+        self.record.note(format!("M.{place}"));
+        self.sabotage.take_if(|(here, _)| *here == place).map_or(Ok(()), |(_, how)| how.commit(place))
+    }
+}
+
+impl Learner<ToyBatch> for RecordedLearner {
+    fn setup(&mut self, stage: Stage, seed: u64) -> Result<()> {
+        self.note("setup")?;
+        self.learner.setup(stage, seed)
+    }
+
+    fn train(&mut self, mut batch: ToyBatch, cx: &mut StepCx<'_>) -> Result<Trained> {
+        self.step("training_step", &batch)?;
+        if let Some(extra) = &mut self.in_training {
+            extra(&mut batch, cx)?;
+        }
+        self.learner.train(batch, cx)
+    }
+
+    fn evaluate(&mut self, batch: ToyBatch, cx: &mut StepCx<'_>) -> Result<()> {
+        self.step(if cx.stage() == Stage::Test { "test_step" } else { "validation_step" }, &batch)?;
+        self.learner.evaluate(batch, cx)
+    }
+
+    fn predict(&mut self, batch: ToyBatch, cx: &mut StepCx<'_>) -> Result<Box<dyn Any + Send>> {
+        self.step("predict_step", &batch)?;
+        self.learner.predict(batch, cx)
+    }
+
+    fn visit_gradients(&mut self, visit: &mut dyn FnMut(Gradient<'_>) -> Result<()>) -> Result<()> {
+        self.learner.visit_gradients(visit)
+    }
+
+    fn apply(&mut self, update: &Update) -> Result<()> {
+        self.note("optimizer_step")?;
+        self.learner.apply(update)
+    }
+
+    fn advance(&mut self, tick: Tick, metric: &dyn Fn(&str) -> Option<f64>) -> Result<()> {
+        self.note(if tick == Tick::Step { "schedules_step" } else { "schedules_epoch" })?;
+        self.learner.advance(tick, metric)
+    }
+
+    fn hook(&mut self, hook: Hook, cx: Option<&mut StepCx<'_>>) -> Result<()> {
+        self.note(hook.name())?;
+        match &mut self.in_hook {
+            Some(extra) => extra(hook, cx),
+            None => self.learner.hook(hook, cx),
+        }
+    }
+
+    fn state(&mut self, parts: Parts) -> Result<LearnerState> {
+        self.note("state")?;
+        self.learner.state(parts)
+    }
+
+    fn load(&mut self, state: LearnerState, parts: Parts) -> Result<()> {
+        self.note("load")?;
+        self.learner.load(state, parts)
+    }
+
+    fn on_exception(&mut self, _: &Error) -> Result<()> {
+        self.note("on_exception")
+    }
+
+    fn teardown(&mut self, _: &Outcome) -> Result<()> {
+        self.note("teardown")
+    }
+}
+
+impl LearnerView for RecordedLearner {
+    fn parameters(&self) -> Vec<Parameter> {
+        self.learner.parameters()
+    }
+
+    fn layers(&self) -> Vec<Layer> {
+        self.learner.layers()
+    }
+
+    fn learning_rates(&self) -> Vec<(String, f64)> {
+        self.learner.learning_rates()
+    }
+
+    fn weight(&self, path: &str) -> Result<Option<NamedTensor>> {
+        self.learner.weight(path)
+    }
+
+    fn device(&self) -> String {
+        self.learner.device()
     }
 }

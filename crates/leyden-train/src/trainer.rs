@@ -152,12 +152,13 @@ impl Trainer {
                 val = run.data.train_loader(&cx)?.0;
                 val.iter_mut().for_each(|loader| loader.set_sequential());
             }
+            run.doing = Doing::Planning;
             run.plan = plan(run, Some(train.len()), &val)?;
             run.progress.batches = run.plan.train_batches;
             run.loader = train.identity();
             run.open_run_dir()?;
             if let Some(path) = &from {
-                run.doing = Doing::Loading("checkpoint");
+                run.doing = Doing::Restoring;
                 run.load(path)?;
             }
             run.started = true;
@@ -243,15 +244,20 @@ impl Trainer {
         let mut run = self.run(kind.stage, learner, data);
         let Ended { outcome, value, error } = conduct(&mut run, |run| {
             let loaders = eval_loaders(run)?;
+            run.doing = Doing::Planning;
             run.plan = plan(run, None, &loaders)?;
             if kind.stage != Stage::Predict {
                 run.open_run_dir()?;
             }
             if let Some(path) = &from {
-                run.doing = Doing::Loading("checkpoint");
+                run.doing = Doing::Restoring;
                 run.load(path)?;
             }
             run.started = true;
+            if run.plan.eval_batches.iter().all(|&batches| batches == 0) {
+                let nothing = loaders.iter().map(|_| Vec::new()).collect();
+                return Ok((nothing, StopReason::NoBatches));
+            }
             let predictions = evaluate::evaluate(run, &loaders, kind, None)?;
             run.emit(kind.end)?;
             Ok((predictions, StopReason::AllBatches))
@@ -290,6 +296,7 @@ impl Trainer {
             dir: self.dir.clone(),
             stop: None,
             skip_epoch: false,
+            acts: Vec::new(),
             sanity_checking: false,
             evaluation: None,
             last_validation: Instant::now(),
@@ -313,7 +320,8 @@ impl Trainer {
         };
         found.map(Some).ok_or_else(|| {
             let folder = self.config.root_dir.join(&self.config.name);
-            let error = Error::new(NO_CHECKPOINT, format!("there is no {asked:?} checkpoint"));
+            let name = if asked == CkptPath::Best { "best" } else { "last" };
+            let error = Error::new(NO_CHECKPOINT, format!("there is no `{name}` checkpoint"));
             match asked {
                 CkptPath::Best => error
                     .why("`best` is the best of this trainer's last `fit`, by the metric that a `ModelCheckpoint` monitors")
@@ -334,7 +342,7 @@ impl<H> Run<'_, H> {
         if self.config.fast_dev_run.is_some() || (self.loggers.is_empty() && !saves) {
             return Ok(());
         }
-        self.doing = Doing::Logging;
+        self.doing = Doing::Opening;
         let dir = match &self.dir {
             Some(dir) => dir.clone(),
             None => {
@@ -345,6 +353,7 @@ impl<H> Run<'_, H> {
             }
         };
         let config = self.resolved();
+        self.doing = Doing::Logging;
         self.loggers_started = true;
         self.loggers.iter_mut().try_for_each(|logger| logger.start(&dir, &config))
     }

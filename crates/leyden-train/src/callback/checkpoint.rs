@@ -195,11 +195,11 @@ impl ModelCheckpoint {
             self.order().is_better(ordered, self.ordered(f64::from_bits(kept.1)), 0.0)
         };
         let place = self.state.kept.iter().position(better).unwrap_or(self.state.kept.len());
-        self.state.kept.insert(place, (path, value.to_bits()));
+        self.state.kept.insert(place, (path.clone(), value.to_bits()));
         if let Some(k) = self.save_top_k {
-            for (path, _) in self.state.kept.drain(k.min(self.state.kept.len())..) {
-                if path.starts_with(folder) {
-                    control.remove_checkpoint(path);
+            for (old, _) in self.state.kept.drain(k.min(self.state.kept.len())..) {
+                if old.starts_with(folder) && old != path {
+                    control.remove_checkpoint(old);
                 }
             }
         }
@@ -215,12 +215,14 @@ impl ModelCheckpoint {
         if value.is_nan() { self.order().worst() } else { value }
     }
 
-    /// The template filled in; `-v1`, `-v2` where the name is taken.
+    /// The template filled in; `-v1`, `-v2` where the name is taken, though not by the file that makes room.
     fn free_path(&self, folder: &Path, event: &Event<'_>) -> Result<PathBuf> {
         let name = fill(&self.filename, event.progress, |metric| event.metrics.get(metric))?;
         let candidates = std::iter::once(name.clone()).chain((1..).map(|n| format!("{name}-v{n}")));
         let mut paths = candidates.map(|name| folder.join(format!("{name}.safetensors")));
-        Ok(paths.find(|path| !path.exists()).expect("the numbers do not end"))
+        let full = self.save_top_k.is_some_and(|k| self.state.kept.len() >= k);
+        let dropped = self.state.kept.last().filter(|_| full).map(|(path, _)| path);
+        Ok(paths.find(|path| !path.exists() || Some(path) == dropped).expect("the numbers do not end"))
     }
 
     fn is_due(&self, epoch: u64) -> bool {
@@ -255,6 +257,8 @@ impl Callback for ModelCheckpoint {
 
     fn load_state(&mut self, state: &Value) -> Result<()> {
         self.state = serde_json::from_value(state.clone())?;
+        // What was saved is in the run folder of before; this run has one of its own.
+        self.state.saved_at_step = None;
         Ok(())
     }
 

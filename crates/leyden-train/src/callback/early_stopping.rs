@@ -14,6 +14,7 @@ use crate::metrics::Shown;
 /// Defaults are Lightning's: `mode` min, `min_delta` 0, `patience` 3, a value that is not finite stops at once.
 #[derive(Clone, Debug)]
 pub struct EarlyStopping {
+    name: Option<String>,
     monitor: String,
     mode: Mode,
     min_delta: f64,
@@ -30,6 +31,7 @@ impl EarlyStopping {
     /// Watches the value logged under this name.
     pub fn new(monitor: impl Into<String>) -> Self {
         Self {
+            name: None,
             monitor: monitor.into(),
             mode: Mode::Min,
             min_delta: 0.0,
@@ -41,6 +43,13 @@ impl EarlyStopping {
             best: Mode::Min.worst(),
             waited: 0,
         }
+    }
+
+    /// Its name among several on one metric.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
     }
 
     /// Whether larger or smaller is better; smaller by default.
@@ -126,7 +135,7 @@ impl EarlyStopping {
 
 impl Callback for EarlyStopping {
     fn name(&self) -> String {
-        format!("EarlyStopping({})", self.monitor)
+        self.name.clone().unwrap_or_else(|| format!("EarlyStopping({})", self.monitor))
     }
 
     fn monitors(&self) -> bool {
@@ -168,8 +177,8 @@ impl Callback for EarlyStopping {
 pub(crate) fn missing(monitor: &str, event: &Event<'_>) -> Error {
     let known: Vec<_> = event.metrics.epoch_values().map(|(name, _)| format!("`{name}`")).collect();
     let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-    Error::new(MISSING_METRIC, format!("the metric `{monitor}` is not there"))
-        .why(format!("it was not logged; known at the epoch level are: {known}"))
+    Error::new(MISSING_METRIC, format!("the monitored metric `{monitor}` was not logged"))
+        .why(format!("known at the epoch level are: {known}"))
         .hint(format!("log it with `cx.log(\"{monitor}\", ..)`, or monitor one of those"))
 }
 

@@ -1,6 +1,7 @@
 //! [`LearningRateMonitor`]: logs the learning rates.
 
 use leyden_process::Result;
+use serde_json::{Value, json};
 
 use crate::control::Control;
 use crate::event::{Callback, Event};
@@ -40,6 +41,16 @@ impl LearningRateMonitor {
 impl Callback for LearningRateMonitor {
     fn name(&self) -> String {
         "LearningRateMonitor".to_owned()
+    }
+
+    fn state(&self) -> Value {
+        json!(self.last.iter().map(|rate| rate.to_bits()).collect::<Vec<_>>())
+    }
+
+    fn load_state(&mut self, state: &Value) -> Result<()> {
+        let last: Vec<u64> = serde_json::from_value(state.clone())?;
+        self.last = last.into_iter().map(f64::from_bits).collect();
+        Ok(())
     }
 
     fn on_train_epoch_start(&mut self, event: &Event<'_>, control: &mut Control) -> Result<()> {

@@ -148,7 +148,7 @@ fn check_names(callbacks: &[Box<dyn Callback>]) -> Result<()> {
         None => Ok(()),
         Some([name, _]) => Err(Error::new(SAME_NAME, format!("two callbacks are named `{name}`"))
             .why("a callback's name is the key of its state in checkpoints")
-            .hint("give them different names: most have `.named(..)`")),
+            .hint("remove one, or give it another name: those made to be several have `.named(..)`")),
     }
 }
 

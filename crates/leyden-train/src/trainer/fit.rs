@@ -7,6 +7,7 @@ use super::evaluate::{self, Evaluation};
 use super::run::{Doing, Flow, Run};
 use crate::event::Hook;
 use crate::learner::{GradientValues, Stage, Tick, Trained, Update};
+use crate::metrics::MetricsView;
 use crate::outcome::StopReason;
 use crate::plan::ValidationPlan;
 use crate::progress::Phase;
@@ -20,6 +21,16 @@ type Val<H> = [Box<dyn Loader<H>>];
 pub(crate) fn fit<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<StopReason> {
     run.emit(Hook::FitStart)?;
     sanity_check(run, val)?;
+    let reason = match done(run) {
+        Some(reason) => reason,
+        None => epochs(run, train, val)?,
+    };
+    run.emit(Hook::FitEnd)?;
+    Ok(reason)
+}
+
+/// All epochs; there is at least one batch to train on.
+fn epochs<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<StopReason> {
     run.emit(Hook::TrainStart)?;
     let reason = loop {
         match done(run) {
@@ -28,7 +39,6 @@ pub(crate) fn fit<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Fl
         }
     };
     run.emit(Hook::TrainEnd)?;
-    run.emit(Hook::FitEnd)?;
     Ok(reason)
 }
 
@@ -70,14 +80,16 @@ fn epoch<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<()> {
 
 /// One batch, and the optimizer's step if it completes a window.
 fn train_batch<H>(run: &mut Run<'_, H>, batch: Batch<H>) -> Flow<()> {
-    run.emit(Hook::TrainBatchStart)?;
+    run.check_signals()?;
+    run.emit_inside_step(Hook::TrainBatchStart)?;
     if run.skip_epoch {
-        return Ok(());
+        return Ok(run.act()?);
     }
     let samples = batch.samples;
     let at = run.step_facts(Stage::Fit, run.progress.batch, samples, 0);
     run.doing = Doing::Step("training_step");
     let trained = run.learner.train(batch.data, &mut StepCx::new(at, &mut run.train_logs))?;
+    run.train_logs.check()?;
     let loss = match trained {
         Trained::Skipped => None,
         Trained::Loss(loss) => {
@@ -99,12 +111,8 @@ fn train_batch<H>(run: &mut Run<'_, H>, batch: Batch<H>) -> Flow<()> {
     run.progress.batches_seen += 1;
     run.progress.samples_seen += samples as u64;
     run.progress.phase = Phase::BatchDone;
-    if stepping && run.progress.global_step.is_multiple_of(run.config.log_every_n_steps) {
-        run.log_step_values()?;
-    }
-    run.train_logs.end_step()?;
-    run.emit_with(Hook::TrainBatchEnd, loss.as_ref())?;
-    Ok(run.train_logs.end_step()?)
+    let log = stepping && run.progress.global_step.is_multiple_of(run.config.log_every_n_steps);
+    run.emit_train_batch_end(loss.as_ref(), log)
 }
 
 fn optimizer_step<H>(run: &mut Run<'_, H>) -> Flow<()> {
@@ -118,8 +126,8 @@ fn optimizer_step<H>(run: &mut Run<'_, H>) -> Flow<()> {
 
 fn advance<H>(run: &mut Run<'_, H>, tick: Tick) -> Flow<()> {
     run.doing = Doing::Optimizer;
-    let (epoch, step) = (&run.metrics, &run.train_logs);
-    Ok(run.learner.advance(tick, &|name| step.get(name).or_else(|| epoch.get(name)))?)
+    let known = MetricsView { epoch: &run.metrics, step: &run.train_logs };
+    Ok(run.learner.advance(tick, &|name| known.get(name))?)
 }
 
 /// An epoch ends by count: a loader that stops early is an error, not a shorter epoch.

@@ -51,7 +51,28 @@ pub(crate) fn conduct<H, T>(
         Err(panic) => (Outcome::Failed, None, Some(run.locate(panicked(&run.doing(), panic)))),
     };
     let complaints = clean_up(run, &armed, &outcome, error.as_ref());
+    let outcome = interrupted_late(run, outcome);
     conclude(outcome, value, error, complaints)
+}
+
+/// A signal that came when there was nothing left to stop, during clean-up, still asks the program to end.
+fn interrupted_late<H>(run: &Run<'_, H>, outcome: Outcome) -> Outcome {
+    match run.signals.received() {
+        Some(signal) if outcome.is_finished() => {
+            let resumable = run.dir.as_deref().is_some_and(|dir| last_in(dir).is_file());
+            note_exit(signal, run.stage == Stage::Fit && resumable);
+            Outcome::Interrupted(signal)
+        }
+        _ => outcome,
+    }
+}
+
+/// A scheduler is told whether the run can go on.
+fn note_exit(signal: Signal, resumable: bool) {
+    signal::note_exit_code(match signal {
+        Signal::Terminate if resumable => exit::PREEMPTED,
+        signal => signal.exit_code(),
+    });
 }
 
 /// Data module, callbacks, module; as Lightning.
@@ -108,10 +129,7 @@ fn clean_up<H>(run: &mut Run<'_, H>, armed: &Armed, outcome: &Outcome, error: Op
             saved = save_interrupted(run)?;
             Ok(())
         });
-        signal::note_exit_code(match signal {
-            Signal::Terminate if saved => exit::PREEMPTED,
-            signal => signal.exit_code(),
-        });
+        note_exit(*signal, saved);
     }
     if run.loggers_started {
         for index in 0..run.loggers.len() {
@@ -152,17 +170,19 @@ fn save_interrupted<H>(run: &mut Run<'_, H>) -> Result<bool> {
 fn conclude<T>(outcome: Outcome, value: Option<T>, error: Option<Error>, complaints: Vec<Error>) -> Ended<T> {
     let error = match (error, complaints.is_empty()) {
         (error, true) => error,
-        (Some(error), false) => Some(complaints.into_iter().fold(error, |error, complaint| {
-            error.why(format!(
-                "besides, {} failed: {complaint}",
-                complaint.place("in").unwrap_or("a clean-up")
-            ))
-        })),
+        (Some(error), false) => Some(
+            complaints
+                .into_iter()
+                .fold(error, |error, complaint| error.why(format!("besides, {}", as_reason(&complaint)))),
+        ),
         (None, false) => {
-            let error = Error::new(CLEAN_UP_FAILED, format!("the run {outcome}, but cleaning up failed"));
+            let ended = match &outcome {
+                Outcome::Finished(reason) => format!("finished ({reason})"),
+                other => format!("was {other}"),
+            };
+            let error = Error::new(CLEAN_UP_FAILED, format!("the run {ended}, but cleaning up failed"));
             Some(complaints.into_iter().fold(error, |error, complaint| {
-                let error = error.at("in", complaint.place("in").unwrap_or("a clean-up")).why(&complaint);
-                complaint.reasons().iter().fold(error, |error, reason| error.why(reason))
+                error.at("in", clean_up_of(&complaint)).why(as_reason(&complaint))
             }))
         }
     };
@@ -171,6 +191,20 @@ fn conclude<T>(outcome: Outcome, value: Option<T>, error: Option<Error>, complai
         Some(error) if outcome.is_interrupted() => Ended { outcome, value: None, error: Some(error) },
         Some(error) => Ended { outcome: Outcome::Failed, value: None, error: Some(error) },
     }
+}
+
+/// Which clean-up complained, what of, and why.
+fn as_reason(complaint: &Error) -> String {
+    let what = match complaint.code() {
+        PANICKED => complaint.what().to_owned(),
+        _ => format!("{} failed: {complaint}", clean_up_of(complaint)),
+    };
+    let text = complaint.reasons().iter().fold(what, |text, reason| format!("{text}: {reason}"));
+    complaint.place("panicked").map_or(text.clone(), |location| format!("{text}, at {location}"))
+}
+
+fn clean_up_of(complaint: &Error) -> &str {
+    complaint.place("in").unwrap_or("a clean-up")
 }
 
 /// A panic of the user's code or the engine's, as an error.

@@ -58,6 +58,8 @@ pub(crate) struct Run<'r, H> {
     /// A callback's request to end the training: its name and reason.
     pub(crate) stop: Option<(String, String)>,
     pub(crate) skip_epoch: bool,
+    /// What callbacks asked for and is not done yet.
+    pub(crate) acts: Vec<Act>,
     pub(crate) sanity_checking: bool,
     /// The batch of an evaluation, and how many there are.
     pub(crate) evaluation: Option<(usize, usize)>,
@@ -79,39 +81,66 @@ pub(crate) enum Doing {
     Loading(&'static str),
     Logging,
     Module(Hook),
+    Opening,
     Optimizer,
+    Planning,
+    Restoring,
     Saving,
     Step(&'static str),
 }
 
 impl<H> Run<'_, H> {
-    /// Tells callbacks, then the module, and carries out what callbacks ask for.
+    /// Tells callbacks, the module, then the callbacks that save, and carries out what callbacks ask for. Savers are
+    /// last so that a checkpoint holds all that the moment did: a resumed run does not come here again.
     #[inline]
     pub(crate) fn emit(&mut self, hook: Hook) -> Flow<()> {
-        self.emit_with(hook, None)
-    }
-
-    /// [`emit`](Self::emit) with the batch's loss.
-    pub(crate) fn emit_with(&mut self, hook: Hook, loss: Option<&Scalar>) -> Flow<()> {
-        self.tell_callbacks(hook, loss, |_| true)?;
+        self.tell_callbacks(hook, None, |callback| !callback.saves())?;
         self.tell_module(hook)?;
+        self.tell_savers(hook, None)?;
         self.check_signals()
     }
 
-    /// [`emit`](Self::emit) where the run's state is between two: a signal waits for the end of the step.
+    /// [`emit`](Self::emit) where the run's state is between two: signals and saving wait for the end of the step.
     pub(crate) fn emit_inside_step(&mut self, hook: Hook) -> Flow<()> {
         self.tell_callbacks(hook, None, |_| true)?;
         self.tell_module(hook)
     }
 
+    /// The end of a training batch. Its values are logged before a checkpoint holds that it is done; `log` says
+    /// whether loggers get them.
+    pub(crate) fn emit_train_batch_end(&mut self, loss: Option<&Scalar>, log: bool) -> Flow<()> {
+        self.tell_callbacks(Hook::TrainBatchEnd, loss, |callback| !callback.saves())?;
+        self.tell_module(Hook::TrainBatchEnd)?;
+        if log {
+            self.log_step_values()?;
+        }
+        self.train_logs.end_step()?;
+        self.tell_savers(Hook::TrainBatchEnd, loss)?;
+        self.check_signals()
+    }
+
     /// The end of a training epoch: callbacks, the module, the epoch's metrics, then the callbacks that read them.
     pub(crate) fn emit_train_epoch_end(&mut self) -> Flow<()> {
-        self.tell_callbacks(Hook::TrainEpochEnd, None, |callback| !callback.monitors())?;
+        let reads = |callback: &dyn Callback| callback.monitors() || callback.saves();
+        self.tell_callbacks(Hook::TrainEpochEnd, None, |callback| !reads(callback))?;
         self.tell_module(Hook::TrainEpochEnd)?;
         let values = self.train_logs.end_epoch()?;
         self.publish(values)?;
-        self.tell_callbacks(Hook::TrainEpochEnd, None, |callback| callback.monitors())?;
+        self.tell_callbacks(Hook::TrainEpochEnd, None, |callback| reads(callback) && !callback.saves())?;
+        self.tell_savers(Hook::TrainEpochEnd, None)?;
         self.check_signals()
+    }
+
+    /// Tells the callbacks that save; each finds the files of those before it.
+    fn tell_savers(&mut self, hook: Hook, loss: Option<&Scalar>) -> Flow<()> {
+        self.act()?;
+        for index in 0..self.callbacks.len() {
+            if self.callbacks[index].saves() {
+                self.tell_callback(index, hook, loss)?;
+                self.act()?;
+            }
+        }
+        Ok(())
     }
 
     fn tell_callbacks(
@@ -120,16 +149,19 @@ impl<H> Run<'_, H> {
         loss: Option<&Scalar>,
         to: impl Fn(&dyn Callback) -> bool,
     ) -> Flow<()> {
-        let mut control = Control::default();
         for index in 0..self.callbacks.len() {
-            if !to(&*self.callbacks[index]) {
-                continue;
+            if to(&*self.callbacks[index]) {
+                self.tell_callback(index, hook, loss)?;
             }
-            self.doing = Doing::Callback(index, hook);
-            self.call(index, hook, &mut control, loss, None, None)?;
-            self.carry_out(index, &mut control)?;
         }
         Ok(())
+    }
+
+    fn tell_callback(&mut self, index: usize, hook: Hook, loss: Option<&Scalar>) -> Flow<()> {
+        self.doing = Doing::Callback(index, hook);
+        let mut control = Control::default();
+        self.call(index, hook, &mut control, loss, None, None)?;
+        Ok(self.carry_out(index, control)?)
     }
 
     /// Calls one callback with the facts of now.
@@ -176,6 +208,7 @@ impl<H> Run<'_, H> {
                 let in_step = matches!(hook, Hook::TrainBatchStart | Hook::TrainBatchEnd);
                 let at = facts(self.config.seed, stage, &self.progress, self.progress.batch, 1, 0, in_step);
                 self.learner.hook(hook, Some(&mut crate::StepCx::new(at, logs)))?;
+                logs.check()?;
             }
         }
         Ok(())
@@ -192,18 +225,24 @@ impl<H> Run<'_, H> {
         self.signals.received().map_or(Ok(()), |signal| Err(Halt::Signal(signal)))
     }
 
-    fn carry_out(&mut self, index: usize, control: &mut Control) -> Result<()> {
-        if let Some(reason) = control.stop.take()
-            && self.stop.is_none()
-        {
+    /// Does what a callback asked for; its acts wait for [`act`](Self::act).
+    fn carry_out(&mut self, index: usize, control: Control) -> Result<()> {
+        let Control { stop, skip_epoch, acts, scalars } = control;
+        if let (Some(reason), None) = (stop, &self.stop) {
             self.stop = Some((self.callbacks[index].name(), reason));
         }
-        self.skip_epoch |= std::mem::take(&mut control.skip_epoch);
-        if !control.scalars.is_empty() {
-            let scalars = std::mem::take(&mut control.scalars);
-            self.log_row(&scalars.iter().map(|(name, value)| (name.as_str(), *value)).collect::<Vec<_>>())?;
+        self.skip_epoch |= skip_epoch;
+        self.acts.extend(acts);
+        if scalars.is_empty() {
+            return Ok(());
         }
-        for act in std::mem::take(&mut control.acts) {
+        self.log_row(&scalars.iter().map(|(name, value)| (name.as_str(), *value)).collect::<Vec<_>>())
+    }
+
+    /// Saves, links and removes what callbacks asked for: where everybody has been told and no step is half done,
+    /// so that a checkpoint is whole whenever it was asked for.
+    pub(crate) fn act(&mut self) -> Result<()> {
+        for act in std::mem::take(&mut self.acts) {
             self.doing = Doing::Saving;
             match act {
                 Act::Save { path, weights_only } => {
@@ -251,8 +290,12 @@ impl<H> Run<'_, H> {
         self.loggers.iter_mut().try_for_each(|logger| logger.log(&row))
     }
 
-    /// Saves the run as it is now.
+    /// Saves the run as it is now. The rows logged so far are handed to the kernel first: a process that is killed
+    /// leaves them, and the run that resumes from here does not log them again.
     pub(crate) fn save(&mut self, path: &Path, parts: Parts) -> Result<()> {
+        if self.loggers_started && parts == Parts::All {
+            self.loggers.iter_mut().try_for_each(|logger| logger.flush())?;
+        }
         let learner = self.learner.state(parts)?;
         let run = match parts {
             Parts::Weights => None,
@@ -272,6 +315,7 @@ impl<H> Run<'_, H> {
             logs: self.train_logs.state()?,
             metrics: self.metrics.iter().map(|(name, value)| (name.to_owned(), value.to_bits())).collect(),
             stop: self.stop.clone(),
+            skip_epoch: self.skip_epoch,
         })
     }
 
@@ -298,9 +342,15 @@ impl<H> Run<'_, H> {
         self.load_callbacks(&run)?;
         self.train_logs.load_state(&run.logs)?;
         self.metrics = run.metrics.into_iter().map(|(name, bits)| (name, f64::from_bits(bits))).collect();
+        self.skip_epoch = run.skip_epoch;
         let batches = self.progress.batches;
+        let ended = run.progress.phase != Phase::EpochStart && run.progress.is_last_batch();
         self.progress = run.progress;
         self.progress.batches = batches;
+        if ended {
+            // An epoch that was over stays so, though this loader may have more batches.
+            self.progress.batch = batches;
+        }
         if self.progress.phase == Phase::EpochCut {
             self.progress.phase = Phase::Validated;
         }
@@ -313,10 +363,8 @@ impl<H> Run<'_, H> {
         if run.seed != self.config.seed {
             differences.push(format!("the seed was {} and is {}", run.seed, self.config.seed));
         }
-        if run.loader != self.loader {
-            differences.push(format!("the training loader was ({}) and is ({})", run.loader, self.loader));
-        }
-        if differences.is_empty() || run.progress.batch == 0 {
+        differences.extend(loader_differences(&run.loader, &self.loader));
+        if differences.is_empty() || !run.progress.is_inside_epoch() {
             return Ok(());
         }
         let mut error = Error::new(OTHER_ORDER, "the checkpoint is inside an epoch whose order would change");
@@ -356,6 +404,9 @@ impl<H> Run<'_, H> {
             Doing::Logging => "a logger".to_owned(),
             Doing::Module(hook) => format!("`{}` of the module", hook.name()),
             Doing::Optimizer => "the optimizer step".to_owned(),
+            Doing::Opening => "making the run folder".to_owned(),
+            Doing::Planning => "resolving the configuration".to_owned(),
+            Doing::Restoring => "loading a checkpoint".to_owned(),
             Doing::Saving => "saving a checkpoint".to_owned(),
             Doing::Step(step) => format!("`{step}`"),
         }
@@ -366,7 +417,9 @@ impl<H> Run<'_, H> {
         let error = error.at_if_absent("in", self.doing());
         let error = match self.evaluation {
             Some((batch, _)) => error.at_if_absent("batch", batch),
-            None if self.progress.batches > 0 => error.at_if_absent("batch", self.progress.batch),
+            None if self.started && self.progress.batches > 0 => {
+                error.at_if_absent("batch", self.progress.batch)
+            }
             None => error,
         };
         if self.stage == Stage::Fit && self.started {
@@ -380,6 +433,17 @@ impl<H> Run<'_, H> {
     pub(crate) fn resolved(&self) -> Value {
         json!({ "leyden": env!("CARGO_PKG_VERSION"), "config": self.config, "plan": self.plan })
     }
+}
+
+/// How two identities of a training loader differ, part by part where they have the same parts.
+fn loader_differences(before: &str, now: &str) -> Vec<String> {
+    let parts = |identity: &str| identity.split(", ").map(str::to_owned).collect::<Vec<_>>();
+    let (before, now) = (parts(before), parts(now));
+    if before.len() != now.len() {
+        return vec![format!("the training loader had {}; it has {}", before.join(", "), now.join(", "))];
+    }
+    let pairs = before.iter().zip(&now).filter(|(before, now)| before != now);
+    pairs.map(|(before, now)| format!("the training loader had {before}; it has {now}")).collect()
 }
 
 /// One batch's facts; its seed is a function of the run's seed, the stage and the position alone.

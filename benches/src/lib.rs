@@ -1,0 +1,139 @@
+//! Speed as ratios: each row runs both sides in one process, alternately, and prints the median.
+//!
+//! Nothing here is asserted; the goals are printed beside the figures. Rows that need another allocator, or the
+//! default one, run in a child process of their own.
+
+mod trainer;
+
+use std::process::{Command, ExitCode};
+
+use clap::{Parser, Subcommand};
+use leyden::{Error, Result};
+use serde_json::{Value, json};
+
+/// Measures Leyden beside its peers.
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Runs all rows of a group
+    Run {
+        /// The group
+        #[arg(value_parser = ["trainer"])]
+        group: String,
+        /// Prints one JSON object a row
+        #[arg(long)]
+        json: bool,
+        /// Runs the peers too: needs python3 (or LEYDEN_PYTHON) with torch and lightning
+        #[arg(long)]
+        peer: bool,
+    },
+    /// Measures one pair in this process and prints its figures: what `run` starts in child processes
+    #[command(hide = true)]
+    Measure { what: String },
+}
+
+/// One row.
+pub(crate) struct Row {
+    pub(crate) row: &'static str,
+    /// In the goal's unit.
+    pub(crate) ours: Spread,
+    /// What it is compared with.
+    pub(crate) peer: Option<Spread>,
+    pub(crate) unit: &'static str,
+    pub(crate) ratio: Option<f64>,
+    pub(crate) goal: &'static str,
+    pub(crate) compared: &'static str,
+}
+
+/// Median, smallest and largest of the rounds.
+#[derive(Clone, Copy)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+impl Spread {
+    pub(crate) fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        Self { median: values[values.len() / 2], min: values[0], max: values[values.len() - 1] }
+    }
+
+    fn json(self) -> Value {
+        json!({ "median": self.median, "min": self.min, "max": self.max })
+    }
+
+    fn from_json(value: &Value) -> Option<Self> {
+        let number = |name: &str| value[name].as_f64();
+        Some(Self { median: number("median")?, min: number("min")?, max: number("max")? })
+    }
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Action::Run { group: _, json, peer } => trainer::rows(peer).map(|rows| print(&rows, json)),
+        Action::Measure { what } => measure(&what),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:?}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn measure(what: &str) -> Result<()> {
+    let (ours, reference) = trainer::measure(what)?;
+    println!("{}", json!({ "ours": ours.json(), "reference": reference.json() }));
+    Ok(())
+}
+
+/// Measures a pair in a child process: this program, or the one with mimalloc, with more environment.
+pub(crate) fn in_child(what: &str, mimalloc: bool, environment: &[(&str, &str)]) -> Result<(Spread, Spread)> {
+    let mut program = std::env::current_exe()?;
+    if mimalloc {
+        program.set_file_name(format!("leyden-bench-mimalloc{}", std::env::consts::EXE_SUFFIX));
+    }
+    let output = Command::new(&program).args(["measure", what]).envs(environment.iter().copied()).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let figures: Option<Value> = text.lines().last().and_then(|line| serde_json::from_str(line).ok());
+    let pair = figures.and_then(|value| {
+        Some((Spread::from_json(&value["ours"])?, Spread::from_json(&value["reference"])?))
+    });
+    pair.ok_or_else(|| {
+        Error::new(leyden::Code::new("T0001", 100), format!("`{}` measured nothing", program.display()))
+            .why(String::from_utf8_lossy(&output.stderr))
+            .hint("build the whole package: cargo build --release -p leyden-bench")
+    })
+}
+
+fn print(rows: &[Row], json: bool) {
+    for row in rows {
+        if json {
+            let peer = row.peer.map(|peer| peer.median);
+            println!(
+                "{}",
+                json!({
+                    "row": row.row, "ours": row.ours.median, "peer": peer, "unit": row.unit, "ratio": row.ratio,
+                    "goal": row.goal, "compared": row.compared,
+                    "spread": [row.ours.min, row.ours.max],
+                    "peer_spread": row.peer.map(|peer| [peer.min, peer.max]),
+                })
+            );
+        } else {
+            let peer = row.peer.map_or("-".to_owned(), |peer| format!("{:.3}", peer.median));
+            let ratio = row.ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.3}"));
+            println!(
+                "{:<26} ours {:>9.3} [{:.3} to {:.3}]  {} {peer} {}  ratio {ratio}  goal {}",
+                row.row, row.ours.median, row.ours.min, row.ours.max, row.compared, row.unit, row.goal
+            );
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The whole of Leyden on Burn: one program, so that it links once.
+
+mod cells;
+mod codes;
+mod digits;
+mod failures;
+mod optimizing;
+mod parity;
+mod peers;
+mod resume;
