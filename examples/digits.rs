@@ -75,6 +75,6 @@ fn main() -> Result<()> {
     let trainer = Trainer::builder().name("digits").max_epochs(args.epochs).seed(args.seed);
     let mut trainer = trainer.callback(stop).callback(best).build()?;
     let fitted = trainer.fit_with(Classifier::new, &mut data)?;
-    println!("{}\n{}", fitted.outcome, trainer.ckpt_path("best").test(fitted.model(), &mut data)?);
-    Ok(())
+    println!("finished: {}", fitted.finished()?);
+    trainer.ckpt_path("best").test(fitted.model(), &mut data).map(|metrics| println!("{metrics}"))
 }

@@ -16,6 +16,7 @@ pub use leyden_burn::{
     predicted_classes,
 };
 pub use leyden_data as data;
+pub use leyden_data::{DataLoader, Dataset, Loader};
 pub use leyden_macros::main;
 pub use leyden_process::{Code, Error, Result, exit};
 pub use leyden_train as train;

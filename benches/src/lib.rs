@@ -3,6 +3,8 @@
 //! Nothing here is asserted; the goals are printed beside the figures. Rows that need another allocator, or the
 //! default one, run in a child process of their own.
 
+#![forbid(unsafe_code)]
+
 mod trainer;
 
 use std::process::{Command, ExitCode};

@@ -56,6 +56,7 @@ fn raw_burn_learner_verbs_and_trainer_end_with_the_same_bits() {
 
     let mut learner = ModuleLearner::new(fresh());
     learner.setup(Stage::Fit, SEED).unwrap();
+    learner.configure_optimizers().unwrap();
     let (mut logs, mut seen) = (Logs::new(), 0);
     for epoch in 0..EPOCHS {
         for batch in Loader::epoch(&source.training(SEED).unwrap(), epoch, 0) {

@@ -30,7 +30,7 @@ pub struct ModuleLearner<M: LeydenModule> {
     model: Option<M>,
     optimizers: Option<Optimizers>,
     gradients: Option<GradientsParams>,
-    /// The model in evaluation mode, until the next change of the model.
+    /// The model in evaluation mode, for one evaluation.
     evaluating: Option<M>,
     predict_step: Option<PredictStep<M>>,
     callbacks: Vec<Box<dyn ModelCallback<M>>>,
@@ -91,7 +91,7 @@ impl<M: LeydenModule> ModuleLearner<M> {
         self.model.as_mut().ok_or_else(lost)
     }
 
-    /// The model in evaluation mode: made once for all the batches between two optimizer steps.
+    /// The model in evaluation mode: made once for all the batches of an evaluation.
     fn evaluating(&mut self) -> Result<&M> {
         let snapshot = match self.evaluating.take() {
             Some(snapshot) => snapshot,
@@ -153,15 +153,16 @@ impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
             _ => model,
         });
         prepared?;
+        (self.parameters, self.gradients) = (tensors::parameters(self.present()?), None);
+        Ok(())
+    }
+
+    fn configure_optimizers(&mut self) -> Result<()> {
         let model = self.present()?;
-        let parameters = tensors::parameters(model);
-        if stage == Stage::Fit {
-            let mut optimizers = model.configure_optimizers()?;
-            optimizers.begin()?;
-            self.callbacks = model.configure_callbacks();
-            self.optimizers = Some(optimizers);
-        }
-        (self.parameters, self.gradients) = (parameters, None);
+        let mut optimizers = model.configure_optimizers()?;
+        optimizers.begin()?;
+        self.callbacks = model.configure_callbacks();
+        self.optimizers = Some(optimizers);
         Ok(())
     }
 
@@ -247,7 +248,10 @@ impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
             let model = self.model.as_mut().ok_or_else(lost)?;
             self.callbacks[index].on_hook(hook, model)?;
         }
-        // The hooks of evaluation batches come between two uses of the snapshot, and may not cost it.
+        // An evaluation uses one snapshot, made when it starts: what later hooks change is seen by the next one.
+        if matches!(hook, Hook::ValidationStart | Hook::TestStart | Hook::PredictStart) {
+            self.evaluating = None;
+        }
         let model = self.model.as_mut().ok_or_else(lost)?;
         match cx {
             Some(cx) => model.on_hook(hook, Some(&mut StepCx::new(cx.reborrow()))),

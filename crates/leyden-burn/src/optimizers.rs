@@ -131,7 +131,7 @@ impl Optimizers {
                 let base = ModuleLrScheduler::new(Fixed(self.rate));
                 let groups = self.groups.iter();
                 let mut scheduler = groups.fold(base, |scheduler, (_, group, lr)| {
-                    scheduler.with_group(group.clone(), Fixed(lr * self.rate / self.base))
+                    scheduler.with_group(group.clone(), Fixed(lr * self.ratio()))
                 });
                 scheduler.step()
             }
@@ -139,10 +139,15 @@ impl Optimizers {
         (&mut self.optimizer, rates)
     }
 
+    /// What a schedule has made of the base rate, and so of each group's.
+    fn ratio(&self) -> f64 {
+        if self.base == 0.0 { 1.0 } else { self.rate / self.base }
+    }
+
     /// The rates by group name, the base first.
     pub(crate) fn rates(&self) -> Vec<(String, f64)> {
         let base = ("base".to_owned(), self.rate);
-        let groups = self.groups.iter().map(|(name, _, lr)| (name.clone(), lr * self.rate / self.base));
+        let groups = self.groups.iter().map(|(name, _, lr)| (name.clone(), lr * self.ratio()));
         std::iter::once(base).chain(groups).collect()
     }
 

@@ -89,6 +89,11 @@ impl<'a> StepCx<'a> {
         self.inner.global_step()
     }
 
+    /// A seed that belongs to this run, stage and batch alone: the same after a resume.
+    pub fn seed(&self) -> u64 {
+        self.inner.seed()
+    }
+
     /// Which of several evaluation loaders the batch is from.
     pub fn dataloader_index(&self) -> usize {
         self.inner.dataloader_index()

@@ -1,5 +1,7 @@
 //! `#[leyden::main]`. It needs no parser crate: it renames `main` and wraps it.
 
+#![forbid(unsafe_code)]
+
 use proc_macro::{Delimiter, Ident, TokenStream, TokenTree};
 
 /// Makes `main` end with Leyden's exit codes, and prepares the process before it: see `leyden::program::run`.

@@ -62,7 +62,8 @@ pub struct TrainerConfig {
     /// Seeds order, per-sample and device randomness. The same seed gives the same numbers. Default 0: a run is
     /// reproducible unless it is asked not to be (Lightning: unseeded).
     pub seed: u64,
-    /// A clean-up (`on_exception`, `teardown`) that takes longer is named, and the process ends. Default 60 s.
+    /// A clean-up (`on_exception`, `teardown`, a logger's `finalize`) that takes longer is named, and the process
+    /// ends. Saving after a signal has no limit but a second signal. Default 60 s.
     pub teardown_timeout: Duration,
     /// When, within an epoch, validation runs. Default at its end.
     pub val_check_interval: ValCheck,

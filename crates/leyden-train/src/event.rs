@@ -72,6 +72,11 @@ macro_rules! hooks {
                 true
             }
 
+            /// The newest checkpoint it has saved: what `last` means.
+            fn last_checkpoint(&self) -> Option<std::path::PathBuf> {
+                None
+            }
+
             /// What it must remember over a resume.
             fn state(&self) -> serde_json::Value {
                 serde_json::Value::Null

@@ -21,9 +21,12 @@ use crate::step::StepCx;
 /// Not here on purpose: reduction over ranks (the loop does it through [`visit_gradients`](Self::visit_gradients))
 /// and the choice of the moment. Manual optimisation will be one more verb, `manual_step`, beside `train`.
 pub trait Learner<H>: LearnerView {
-    /// Called once before anything else, when the device may be touched: build optimizers (for [`Stage::Fit`]),
-    /// allocate. `seed` is the run's.
+    /// Called once before anything else, when the device may be touched. `seed` is the run's. If it succeeds,
+    /// [`teardown`](Self::teardown) will be called.
     fn setup(&mut self, stage: Stage, seed: u64) -> Result<()>;
+
+    /// Builds optimizers and schedules; called for [`Stage::Fit`] after `setup`, and before a checkpoint is loaded.
+    fn configure_optimizers(&mut self) -> Result<()>;
 
     /// Forward and backward; the gradients are *added* to those of the current window.
     fn train(&mut self, batch: H, cx: &mut StepCx<'_>) -> Result<Trained>;

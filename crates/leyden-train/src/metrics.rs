@@ -50,7 +50,7 @@ impl FromIterator<(String, f64)> for Metrics {
     }
 }
 
-/// One line a value, names aligned: `test/accuracy  0.9778`.
+/// One line a value, names aligned: `test/accuracy 0.9778`.
 impl fmt::Display for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.values.iter().map(|(name, _)| name.len()).max().unwrap_or(0);

@@ -49,6 +49,7 @@ impl<H, L: Learner<H>, M: Fn() -> L, B: Fn(usize) -> H> Suite<H, M, B> {
     fn fresh(&self) -> L {
         let mut learner = (self.make)();
         learner.setup(Stage::Fit, 1).expect("setup succeeds");
+        learner.configure_optimizers().expect("optimizers can be built");
         learner
     }
 
@@ -543,6 +544,11 @@ impl Learner<ToyBatch> for RecordedLearner {
     fn setup(&mut self, stage: Stage, seed: u64) -> Result<()> {
         self.note("setup")?;
         self.learner.setup(stage, seed)
+    }
+
+    fn configure_optimizers(&mut self) -> Result<()> {
+        self.note("configure_optimizers")?;
+        self.learner.configure_optimizers()
     }
 
     fn train(&mut self, mut batch: ToyBatch, cx: &mut StepCx<'_>) -> Result<Trained> {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use leyden_data::Loader;
-use leyden_process::signal::Listener;
+use leyden_process::signal::{self, Listener};
 use leyden_process::{Code, Error, Result, allocator, exit};
 
 pub use builder::{BAD_BUILD, SAME_NAME, TrainerBuilder};
@@ -101,6 +101,20 @@ pub struct FitReport {
     pub plan: Plan,
 }
 
+impl FitReport {
+    /// Why the training ended; an error if a signal stopped it, for programs that can do nothing with half of one.
+    ///
+    /// # Errors
+    /// `T0302` or `T0303`.
+    pub fn finished(&self) -> Result<&StopReason> {
+        match &self.outcome {
+            Outcome::Finished(reason) => Ok(reason),
+            Outcome::Interrupted(signal) => Err(interruption(*signal)),
+            Outcome::Failed => unreachable!("a run that failed has an error in the place of a report"),
+        }
+    }
+}
+
 /// What prediction returned: by loader, by batch.
 pub type Predictions<T = Box<dyn Any + Send>> = Vec<Vec<T>>;
 
@@ -138,6 +152,8 @@ impl Trainer {
     ) -> Result<FitReport> {
         let from = self.take_ckpt_path()?;
         self.dir = None;
+        // A program that handled an interrupted run and trains again is judged by this one.
+        signal::note_exit_code(exit::OK);
         let begun = Instant::now();
         let mut run = self.run(Stage::Fit, learner, data);
         let Ended { outcome, error, .. } = conduct(&mut run, |run| {
@@ -156,6 +172,8 @@ impl Trainer {
             run.plan = plan(run, Some(train.len()), &val)?;
             run.progress.batches = run.plan.train_batches;
             run.loader = train.identity();
+            run.doing = Doing::Configuring;
+            run.learner.configure_optimizers()?;
             run.open_run_dir()?;
             if let Some(path) = &from {
                 run.doing = Doing::Restoring;
@@ -174,7 +192,7 @@ impl Trainer {
             elapsed: begun.elapsed(),
             run_dir: run.dir.clone(),
             best_checkpoint: run.callbacks.iter().find_map(|callback| callback.best_checkpoint()),
-            last_checkpoint: run.dir.as_deref().map(run_dir::last_in).filter(|path| path.is_file()),
+            last_checkpoint: newest(run.callbacks, run.dir.as_deref()),
             plan: run.plan.clone(),
         };
         let report = report(&run, outcome);
@@ -317,7 +335,7 @@ impl Trainer {
             CkptPath::Path(path) => Some(path.clone()),
             CkptPath::Best => self.callbacks.iter().find_map(|callback| callback.best_checkpoint()),
             CkptPath::Last => {
-                let own = self.dir.as_deref().map(run_dir::last_in).filter(|file| file.is_file());
+                let own = newest(&self.callbacks, self.dir.as_deref());
                 own.or_else(|| run_dir::newest_last(&self.config.root_dir, &self.config.name))
             }
         };
@@ -360,6 +378,14 @@ impl<H> Run<'_, H> {
         self.loggers_started = true;
         self.loggers.iter_mut().try_for_each(|logger| logger.start(&dir, &config))
     }
+}
+
+/// The newest checkpoint of a run: one that a signal made, or a callback's.
+fn newest(callbacks: &[Box<dyn Callback>], dir: Option<&Path>) -> Option<PathBuf> {
+    let of_signal = dir.map(run_dir::last_in);
+    let of_callbacks = callbacks.iter().filter_map(|callback| callback.last_checkpoint());
+    let there = of_signal.into_iter().chain(of_callbacks).filter(|path| path.is_file());
+    there.max_by_key(|path| path.metadata().and_then(|meta| meta.modified()).ok())
 }
 
 fn one_loader<H>(loaders: Loaders<H>) -> Result<Box<dyn Loader<H>>> {

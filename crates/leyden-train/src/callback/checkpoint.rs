@@ -32,6 +32,8 @@ pub struct ModelCheckpoint {
     every_n_epochs: u64,
     every_n_train_steps: Option<u64>,
     state: State,
+    /// Where this run's `last` is, once it was asked for.
+    last: Option<PathBuf>,
 }
 
 /// What it has saved.
@@ -63,6 +65,7 @@ impl ModelCheckpoint {
             every_n_epochs: 1,
             every_n_train_steps: None,
             state: State::default(),
+            last: None,
         }
     }
 
@@ -163,11 +166,13 @@ impl ModelCheckpoint {
             let path = self.free_path(&folder, event)?;
             control.save_checkpoint(&path, self.weights_only);
             if self.save_last {
-                control.link_checkpoint(&path, last);
+                control.link_checkpoint(&path, &last);
+                self.last = Some(last);
             }
             self.keep(path, value, &folder, control);
         } else if self.save_last {
-            control.save_checkpoint(last, self.weights_only);
+            control.save_checkpoint(&last, self.weights_only);
+            self.last = Some(last);
         }
         Ok(())
     }
@@ -251,6 +256,10 @@ impl Callback for ModelCheckpoint {
         self.state.kept.first().map(|(path, _)| path.clone())
     }
 
+    fn last_checkpoint(&self) -> Option<PathBuf> {
+        self.last.clone()
+    }
+
     fn state(&self) -> Value {
         serde_json::to_value(&self.state).expect("paths and numbers are JSON")
     }
@@ -264,7 +273,7 @@ impl Callback for ModelCheckpoint {
 
     fn setup(&mut self, event: &Event<'_>, _: &mut Control) -> Result<()> {
         if event.stage == crate::Stage::Fit {
-            self.state = State::default();
+            (self.state, self.last) = (State::default(), None);
         }
         Ok(())
     }
@@ -294,7 +303,9 @@ impl Callback for ModelCheckpoint {
             && self.state.saved_at_step != Some(event.progress.global_step)
         {
             self.state.saved_at_step = Some(event.progress.global_step);
-            control.save_checkpoint(folder.join("last.safetensors"), self.weights_only);
+            let last = folder.join("last.safetensors");
+            control.save_checkpoint(&last, self.weights_only);
+            self.last = Some(last);
         }
         Ok(())
     }
@@ -313,8 +324,9 @@ fn fill(template: &str, progress: &Progress, metric: impl Fn(&str) -> Option<f64
             "step" => filled.push_str(&format!("step={}", progress.global_step)),
             name => {
                 let value = metric(name).ok_or_else(|| unknown(template, name))?;
-                let digits: usize =
+                let digits: u8 =
                     digits.trim_end_matches('f').parse().map_err(|_| unknown(template, field))?;
+                let digits = usize::from(digits);
                 filled.push_str(&format!("{}={value:.digits$}", name.replace(['/', '\\'], "-")));
             }
         }

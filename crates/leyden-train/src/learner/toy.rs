@@ -102,6 +102,10 @@ impl Learner<ToyBatch> for ToyLearner {
         Ok(())
     }
 
+    fn configure_optimizers(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     fn train(&mut self, batch: ToyBatch, cx: &mut StepCx<'_>) -> Result<Trained> {
         let (loss, residuals) = self.residuals(&batch);
         let scale = 2.0 / residuals.len() as f32;

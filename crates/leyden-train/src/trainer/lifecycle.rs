@@ -99,18 +99,7 @@ fn set_up<H>(run: &mut Run<'_, H>, armed: &mut Armed) -> Flow<()> {
 
 /// Tells everybody, saves what a signal interrupted, closes the loggers, tears down who was set up.
 fn clean_up<H>(run: &mut Run<'_, H>, armed: &Armed, outcome: &Outcome, error: Option<&Error>) -> Vec<Error> {
-    let watchdog = Watchdog::start(run.config.teardown_timeout);
-    let mut complaints = Vec::new();
-    let mut clean = |name: String, work: &mut dyn FnMut() -> Result<()>| {
-        watchdog.begin(&name);
-        match contain(work) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => complaints.push(error.at_if_absent("in", name)),
-            Err(panic) => complaints.push(panicked(&name, panic)),
-        }
-        watchdog.done();
-    };
-
+    let mut cleaner = Cleaner::new(run.config.teardown_timeout);
     let interrupted = match outcome {
         Outcome::Interrupted(signal) => Some(interruption(*signal)),
         _ => None,
@@ -118,16 +107,17 @@ fn clean_up<H>(run: &mut Run<'_, H>, armed: &Armed, outcome: &Outcome, error: Op
     if let Some(error) = error.or(interrupted.as_ref()) {
         for index in 0..run.callbacks.len() {
             let name = format!("`on_exception` of callback `{}`", run.callbacks[index].name());
-            clean(name, &mut || {
+            cleaner.clean(name, &mut || {
                 run.call(index, Hook::Exception, &mut Control::default(), None, Some(error), None)
             });
         }
-        clean("`DataModule::on_exception`".to_owned(), &mut || run.data.on_exception(error));
-        clean("`on_exception` of the module".to_owned(), &mut || run.learner.on_exception(error));
+        cleaner.clean("`DataModule::on_exception`".to_owned(), &mut || run.data.on_exception(error));
+        cleaner.clean("`on_exception` of the module".to_owned(), &mut || run.learner.on_exception(error));
     }
     let mut saved = false;
     if let Outcome::Interrupted(signal) = outcome {
-        clean("saving a checkpoint".to_owned(), &mut || {
+        // A large model on a slow disk may take its time.
+        cleaner.unlimited("saving a checkpoint", &mut || {
             saved = save_interrupted(run)?;
             Ok(())
         });
@@ -136,23 +126,53 @@ fn clean_up<H>(run: &mut Run<'_, H>, armed: &Armed, outcome: &Outcome, error: Op
     if run.loggers_started {
         for index in 0..run.loggers.len() {
             let name = format!("`finalize` of logger `{}`", run.loggers[index].name());
-            clean(name, &mut || run.loggers[index].finalize(outcome.status()));
+            cleaner.clean(name, &mut || run.loggers[index].finalize(outcome.status()));
         }
     }
     if armed.data {
-        clean("`DataModule::teardown`".to_owned(), &mut || run.data.teardown(outcome));
+        cleaner.clean("`DataModule::teardown`".to_owned(), &mut || run.data.teardown(outcome));
     }
     for index in 0..armed.callbacks {
         let name = format!("`teardown` of callback `{}`", run.callbacks[index].name());
-        clean(name, &mut || {
+        cleaner.clean(name, &mut || {
             run.call(index, Hook::Teardown, &mut Control::default(), None, None, Some(outcome))
         });
     }
     if armed.learner {
-        clean("`teardown` of the module".to_owned(), &mut || run.learner.teardown(outcome));
+        cleaner.clean("`teardown` of the module".to_owned(), &mut || run.learner.teardown(outcome));
     }
-    watchdog.stop();
-    complaints
+    cleaner.finish()
+}
+
+/// Runs clean-ups one by one, each contained and under the watchdog, and collects what they complain of.
+struct Cleaner {
+    watchdog: Watchdog,
+    complaints: Vec<Error>,
+}
+
+impl Cleaner {
+    fn new(limit: Duration) -> Self {
+        Self { watchdog: Watchdog::start(limit), complaints: Vec::new() }
+    }
+
+    fn clean(&mut self, name: String, work: &mut dyn FnMut() -> Result<()>) {
+        self.watchdog.begin(&name);
+        self.unlimited(&name, work);
+        self.watchdog.done();
+    }
+
+    fn unlimited(&mut self, name: &str, work: &mut dyn FnMut() -> Result<()>) {
+        match contain(work) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.complaints.push(error.at_if_absent("in", name)),
+            Err(panic) => self.complaints.push(panicked(name, panic)),
+        }
+    }
+
+    fn finish(self) -> Vec<Error> {
+        self.watchdog.stop();
+        self.complaints
+    }
 }
 
 /// A training that a signal stopped can go on from `last.safetensors`.

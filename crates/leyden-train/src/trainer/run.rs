@@ -81,6 +81,7 @@ pub(crate) struct Run<'r, H> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Doing {
     Callback(usize, Hook),
+    Configuring,
     Data(&'static str),
     Loading(&'static str),
     Logging,
@@ -399,6 +400,7 @@ impl<H> Run<'_, H> {
             Doing::Callback(index, hook) => {
                 format!("`{}` of callback `{}`", hook.name(), self.callbacks[index].name())
             }
+            Doing::Configuring => "`configure_optimizers` of the module".to_owned(),
             Doing::Data(method) => format!("`DataModule::{method}`"),
             Doing::Loading(what) => format!("the {what} loader"),
             Doing::Logging => "a logger".to_owned(),

@@ -66,7 +66,7 @@ fn fit_follows_the_golden_order() {
         &found,
         &format!(
             "{SET_UP}
-            D.train_loader D.val_loader
+            D.train_loader D.val_loader M.configure_optimizers
             CM.on_fit_start
             CM.on_sanity_check_start {VALIDATION} CM.on_sanity_check_end
             CM.on_train_start
@@ -93,7 +93,7 @@ fn fit_without_validation_data_never_mentions_validation() {
         &found,
         &format!(
             "{SET_UP}
-            D.train_loader D.val_loader
+            D.train_loader D.val_loader M.configure_optimizers
             CM.on_fit_start
             CM.on_train_start
                 CM.on_train_epoch_start {TRAIN_BATCH} {TRAIN_BATCH} CM.on_train_epoch_end
@@ -115,7 +115,7 @@ fn accumulation_steps_the_optimizer_once_a_window() {
         &found,
         &format!(
             "{SET_UP}
-            D.train_loader D.val_loader
+            D.train_loader D.val_loader M.configure_optimizers
             CM.on_fit_start
             CM.on_train_start
                 CM.on_train_epoch_start
@@ -177,7 +177,9 @@ fn a_fit_with_nothing_to_train_starts_no_training() {
     });
     assert_order(
         &found,
-        &format!("{SET_UP} D.train_loader D.val_loader CM.on_fit_start CM.on_fit_end {TEAR_DOWN}"),
+        &format!(
+            "{SET_UP} D.train_loader D.val_loader M.configure_optimizers CM.on_fit_start CM.on_fit_end {TEAR_DOWN}"
+        ),
     );
 }
 
