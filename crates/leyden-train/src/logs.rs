@@ -183,7 +183,7 @@ impl Logs {
             value: Some(value),
             spec,
             weight: if at.in_step { at.samples as f64 } else { 1.0 },
-            epoch_only: !at.in_step,
+            epoch_only: !in_training_step,
         }
     }
 
@@ -372,10 +372,10 @@ impl Logs {
             let name = &self.entries[index].name;
             self.misuse.get_or_insert_with(|| {
                 Error::new(
-                    STEP_LEVEL_IN_EPOCH_HOOK,
-                    format!("`{name}` is logged at the step level in an epoch hook"),
+                    NO_STEP_LEVEL,
+                    format!("`{name}` is logged at the step level outside a training step"),
                 )
-                .why("an epoch hook belongs to no step")
+                .why("epoch hooks and evaluation steps have only the epoch level")
                 .hint("remove `.on_step(true)`, or log it in `training_step`")
             });
             return;
@@ -495,8 +495,8 @@ impl fmt::Debug for Logs {
 
 /// The same name was logged with other levels or another reduction.
 pub const OTHER_ARGUMENTS: Code = Code::new("T0201", exit::TRAINING_FAILED);
-/// A step-level value was logged in a hook of the epoch.
-pub const STEP_LEVEL_IN_EPOCH_HOOK: Code = Code::new("T0202", exit::TRAINING_FAILED);
+/// A step-level value was logged outside a training step.
+pub const NO_STEP_LEVEL: Code = Code::new("T0202", exit::TRAINING_FAILED);
 /// One name was used for two types of metric.
 pub const OTHER_METRIC: Code = Code::new("T0203", exit::TRAINING_FAILED);
 

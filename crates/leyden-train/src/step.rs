@@ -48,7 +48,7 @@ impl<'a> StepCx<'a> {
     /// `cx.log("train/loss", loss).prog_bar().on_epoch(true);`
     ///
     /// With both levels on, the names are `<name>_step` and `<name>_epoch`. Misuse (the same name with other
-    /// arguments, a step-level value in an epoch hook) fails the run after the step, with code `T0201` or `T0202`.
+    /// arguments, a step-level value outside a training step) fails the run after the step, with code `T0201` or `T0202`.
     pub fn log(&mut self, name: &str, value: impl Into<Scalar>) -> LogHandle<'_> {
         self.logs.log(name, value.into(), &self.at)
     }

@@ -246,12 +246,12 @@ fn a_step_level_value_in_an_epoch_hook() {
         &fit_error(bare(), &mut learner, &mut data(4, 0)),
         no_root(),
         "\
-error[T0202]: `x` is logged at the step level in an epoch hook
+error[T0202]: `x` is logged at the step level outside a training step
   in     `on_train_epoch_end` of the module
   batch  4
   epoch  0
   step   4
-  why: an epoch hook belongs to no step
+  why: epoch hooks and evaluation steps have only the epoch level
   fix: remove `.on_step(true)`, or log it in `training_step`",
     );
 }
