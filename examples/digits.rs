@@ -43,8 +43,8 @@ impl LeydenModule for Classifier {
 struct Digits([Subset<IdxImages>; 3]); // training, validation, test
 impl DataModule for Digits {
     type Batch = ImageBatch;
-    fn train_loader(&mut self, cx: &LoaderCx) -> Result<Loaders<ImageBatch>> {
-        Ok(DataLoader::builder(self.0[0].clone()).batch_size(32).shuffle(true).seed(cx.seed).build()?.into())
+    fn train_loader(&mut self, _: &LoaderCx) -> Result<Loaders<ImageBatch>> {
+        Ok(DataLoader::builder(self.0[0].clone()).batch_size(32).shuffle(true).build()?.into())
     }
     fn val_loader(&mut self, _: &LoaderCx) -> Result<Loaders<ImageBatch>> {
         Ok(DataLoader::builder(self.0[1].clone()).batch_size(256).build()?.into())

@@ -75,7 +75,7 @@ fn raw_burn_learner_verbs_and_trainer_end_with_the_same_bits() {
             let trained = learner.train(batch.data, &mut leyden::train::StepCx::new(at, &mut logs)).unwrap();
             assert!(matches!(trained, Trained::Loss(_)));
             learner.apply(&Update { accumulated: 1, clip: None }).unwrap();
-            learner.advance(leyden::train::learner::Tick::Step, &|_| None).unwrap();
+            learner.advance(Interval::Step, &|_| None).unwrap();
             logs.end_step().unwrap();
             seen += 1;
         }

@@ -4,7 +4,7 @@ use leyden_process::{Code, exit};
 
 /// The loss depends on no parameter.
 pub const UNTRACKED_LOSS: Code = Code::new("T0701", exit::TRAINING_FAILED);
-/// A step that a loader has batches for is not implemented.
+/// A step that is asked for is not implemented.
 pub const NOT_IMPLEMENTED: Code = Code::new("T0702", exit::CONFIGURATION);
 /// A tensor has an element type that cannot be saved, or a logged tensor is no single number.
 pub const UNUSABLE_TENSOR: Code = Code::new("T0703", exit::TRAINING_FAILED);

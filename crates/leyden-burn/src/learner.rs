@@ -2,18 +2,18 @@
 
 use std::any::Any;
 
-use burn::module::ParamId;
 use burn::optim::GradientsParams;
 use burn::tensor::Device;
 use leyden_process::{Error, Result};
 use leyden_train::learner::{
-    Gradient, GradientClip, Layer, Learner, LearnerView, Parameter, Tick, Trained, Update,
+    Gradient, GradientClip, Layer, Learner, LearnerView, Parameter, Trained, Update,
 };
+use leyden_train::schedule::Interval;
 use leyden_train::state::{LearnerState, NamedTensor, Parts};
 use leyden_train::{Hook, Outcome, Stage};
 use serde_json::Value;
 
-use crate::codes::{MODEL_LOST, UNTRACKED_LOSS};
+use crate::codes::{MODEL_LOST, NOT_IMPLEMENTED, UNTRACKED_LOSS, UNUSABLE_TENSOR};
 use crate::module::{FromHost, LeydenModule, ModelCallback, Predict};
 use crate::optimizers::Optimizers;
 use crate::step::{Loggable, StepCx};
@@ -36,8 +36,6 @@ pub struct ModuleLearner<M: LeydenModule> {
     callbacks: Vec<Box<dyn ModelCallback<M>>>,
     /// The plain device; training computes on its autodiff counterpart.
     device: Device,
-    /// Parameters in declaration order, with Burn's ids; ids differ from process to process.
-    parameters: Vec<(ParamId, Parameter)>,
 }
 
 impl<M: LeydenModule> ModuleLearner<M> {
@@ -54,7 +52,6 @@ impl<M: LeydenModule> ModuleLearner<M> {
             predict_step: None,
             callbacks: Vec::new(),
             device,
-            parameters: Vec::new(),
         }
     }
 
@@ -145,15 +142,16 @@ impl<M: LeydenModule> ModuleLearner<M> {
 impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
     fn setup(&mut self, stage: Stage, seed: u64) -> Result<()> {
         self.device.seed(seed);
-        let mut model = self.take()?;
-        let prepared = model.setup(stage);
+        // In place, so that a panic in the user's code does not lose the model.
+        let prepared = self.present_mut()?.setup(stage);
+        let model = self.take()?;
         self.model = Some(match stage {
             // From validation mode, so that a model on an autodiff device and one on a plain device end up alike.
             Stage::Fit => model.valid().train(),
             _ => model,
         });
         prepared?;
-        (self.parameters, self.gradients) = (tensors::parameters(self.present()?), None);
+        self.gradients = None;
         Ok(())
     }
 
@@ -177,6 +175,11 @@ impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
             return Err(Error::new(UNTRACKED_LOSS, "the loss depends on no parameter")
                 .why("no trainable parameter took part in the computation of the returned tensor")
                 .hint("return the loss itself, not a detached copy or a constant; unfreeze a parameter"));
+        }
+        if loss.shape().num_elements() != 1 {
+            return Err(Error::new(UNUSABLE_TENSOR, "the loss is no single number")
+                .why(format!("its shape is {:?}", loss.dims()))
+                .hint("return its `.mean()` or `.sum()`"));
         }
         let value = (&loss).into_scalar()?;
         let new = GradientsParams::from_grads(loss.backward(), model);
@@ -209,7 +212,10 @@ impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
     ) -> Result<Box<dyn Any + Send>> {
         self.device.seed(cx.seed());
         let batch = M::Batch::from_host(batch, &self.device)?;
-        let step = self.predict_step.expect("`predict` makes its learner with `predicting`");
+        let step = self.predict_step.ok_or_else(|| {
+            Error::new(NOT_IMPLEMENTED, "the learner was not made to predict")
+                .hint("make it with `ModuleLearner::predicting`, for a model that implements `Predict`")
+        })?;
         step(self.evaluating()?, batch, &mut StepCx::new(cx.reborrow()))
     }
 
@@ -231,15 +237,19 @@ impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
         if let Some(clip) = update.clip {
             self.clip(clip, &mut gradients)?;
         }
-        let model = self.take()?;
-        let optimizers = self.optimizers.as_mut().expect("`setup` for `fit` comes before `apply`");
+        let Some(optimizers) = &mut self.optimizers else {
+            return Err(Error::new(NOT_IMPLEMENTED, "the learner has no optimizer yet")
+                .hint("call `setup(Stage::Fit, ..)` and `configure_optimizers` before `apply`"));
+        };
+        let model = self.model.take().ok_or_else(lost)?;
+        self.evaluating = None;
         let (optimizer, rates) = optimizers.step_rates();
         self.model = Some(optimizer.step(rates, model, gradients));
         Ok(())
     }
 
-    fn advance(&mut self, tick: Tick, metric: &dyn Fn(&str) -> Option<f64>) -> Result<()> {
-        self.optimizers.as_mut().map_or(Ok(()), |optimizers| optimizers.advance(tick, metric))
+    fn advance(&mut self, due: Interval, metric: &dyn Fn(&str) -> Option<f64>) -> Result<()> {
+        self.optimizers.as_mut().map_or(Ok(()), |optimizers| optimizers.advance(due, metric))
     }
 
     fn hook(&mut self, hook: Hook, cx: Option<&mut leyden_train::StepCx<'_>>) -> Result<()> {
@@ -266,7 +276,7 @@ impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
             return Ok(LearnerState { weights, ..LearnerState::default() });
         }
         let (mut optimizer, values) = match &self.optimizers {
-            Some(optimizers) => optimizers.state(&self.parameters)?,
+            Some(optimizers) => optimizers.state(&tensors::parameters(model))?,
             None => (Vec::new(), Value::Null),
         };
         optimizer.extend(self.callback_state()?);
@@ -281,10 +291,11 @@ impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
         // A clone shares the tensors; it is there in case the checkpoint does not fit.
         let model = tensors::load_tensors(self.present()?.clone(), &state.weights)?;
         if parts == Parts::All {
+            let parameters = tensors::parameters(&model);
             let (of_callbacks, of_optimizer): (Vec<_>, Vec<_>) =
                 state.optimizer.into_iter().partition(|tensor| tensor.name.starts_with(CALLBACK));
             if let Some(optimizers) = self.optimizers.take() {
-                self.optimizers = Some(optimizers.load(&of_optimizer, &state.values, &self.parameters)?);
+                self.optimizers = Some(optimizers.load(&of_optimizer, &state.values, &parameters)?);
             }
             self.load_callbacks(&of_callbacks)?;
             self.gradients = match state.gradients.is_empty() {
@@ -297,11 +308,12 @@ impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
     }
 
     fn on_exception(&mut self, error: &Error) -> Result<()> {
-        self.present_mut()?.on_exception(error)
+        // A model that the engine lost has nothing to be told.
+        self.model.as_mut().map_or(Ok(()), |model| model.on_exception(error))
     }
 
     fn teardown(&mut self, outcome: &Outcome) -> Result<()> {
-        self.present_mut()?.teardown(outcome)
+        self.model.as_mut().map_or(Ok(()), |model| model.teardown(outcome))
     }
 }
 

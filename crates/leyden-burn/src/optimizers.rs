@@ -9,7 +9,8 @@ use burn::optim::{ModuleOptimizer, OptimizerRecord};
 use burn::tensor::Bytes;
 use burn_pack::{Reader, Scalar, Writer};
 use leyden_process::{Error, Result};
-use leyden_train::learner::{Parameter, Tick};
+use leyden_train::codes::WRONG_VALUE;
+use leyden_train::learner::Parameter;
 use leyden_train::schedule::{Interval, Schedule};
 use leyden_train::state::NamedTensor;
 use serde_json::{Map, Value, json};
@@ -96,8 +97,17 @@ impl Optimizers {
         self
     }
 
-    /// Checks the schedule and takes its first rate.
+    /// Checks rates and schedule and takes the first rate.
     pub(crate) fn begin(&mut self) -> Result<()> {
+        let rates =
+            std::iter::once(("lr", self.base)).chain(self.groups.iter().map(|(n, _, lr)| (n.as_str(), *lr)));
+        for (name, rate) in rates {
+            if !(rate.is_finite() && rate >= 0.0) {
+                return Err(Error::new(WRONG_VALUE, format!("the learning rate `{name}` is {rate}"))
+                    .why("allowed is a finite number from 0")
+                    .hint("change it in `configure_optimizers`"));
+            }
+        }
         match &mut self.schedule {
             Scheduled::Constant => {}
             Scheduled::Leyden(_, schedule) => {
@@ -109,11 +119,10 @@ impl Optimizers {
         Ok(())
     }
 
-    pub(crate) fn advance(&mut self, tick: Tick, metric: &dyn Fn(&str) -> Option<f64>) -> Result<()> {
-        let due = |interval: Interval| (interval == Interval::Step) == (tick == Tick::Step);
+    pub(crate) fn advance(&mut self, due: Interval, metric: &dyn Fn(&str) -> Option<f64>) -> Result<()> {
         match &mut self.schedule {
-            Scheduled::Leyden(interval, schedule) if due(*interval) => self.rate = schedule.next(metric)?,
-            Scheduled::Burn(interval, schedule) if due(*interval) => {
+            Scheduled::Leyden(interval, schedule) if *interval == due => self.rate = schedule.next(metric)?,
+            Scheduled::Burn(interval, schedule) if *interval == due => {
                 *schedule = BurnSchedule::new(schedule.scheduler.clone());
                 self.rate = schedule.rates.base();
             }
@@ -154,21 +163,23 @@ impl Optimizers {
     /// The optimizer's tensors by parameter path, and what is no tensor.
     pub(crate) fn state(&self, parameters: &[(ParamId, Parameter)]) -> Result<(Vec<NamedTensor>, Value)> {
         let reader = Reader::from_bytes(self.optimizer.into_bytes()?)?;
-        let path_of = |name: &str| -> Option<String> {
-            let (id, field) = name.split_once('.')?;
-            let id: u64 = id.parse().ok()?;
-            let (_, parameter) = parameters.iter().find(|(known, _)| known.val() == id)?;
-            Some(format!("{}.{field}", parameter.path))
+        let path_of = |name: &str| -> Result<String> {
+            let found = name.split_once('.').and_then(|(id, field)| {
+                let id: u64 = id.parse().ok()?;
+                let (_, parameter) = parameters.iter().find(|(known, _)| known.val() == id)?;
+                Some(format!("{}.{field}", parameter.path))
+            });
+            found.ok_or_else(|| foreign(name))
         };
         let mut counters = Map::new();
         for (name, scalar) in reader.scalars() {
-            counters.insert(path_of(name).unwrap_or_else(|| name.clone()), scalar_to_json(*scalar));
+            counters.insert(path_of(name)?, scalar_to_json(*scalar));
         }
         let mut tensors = Vec::new();
         for tensor in reader.into_tensors()? {
             let (name, dtype, shape, _, bytes) = tensor.into_parts()?;
             let data = burn::tensor::TensorData::from_bytes(bytes, shape, dtype);
-            tensors.push(named(path_of(&name).unwrap_or(name), data)?);
+            tensors.push(named(path_of(&name)?, data)?);
         }
         tensors.sort_by(|one, other| one.name.cmp(&other.name));
         let schedule = match &self.schedule {
@@ -240,8 +251,11 @@ fn owner<'p, 'n>(
 }
 
 fn foreign(name: &str) -> Error {
-    Error::new(OTHER_OPTIMIZER, format!("the checkpoint's optimizer value `{name}` belongs to no parameter"))
-        .hint("build the model that was trained, or load the weights alone")
+    Error::new(
+        OTHER_OPTIMIZER,
+        format!("the optimizer's value `{name}` belongs to no parameter of the model"),
+    )
+    .hint("build the model that was trained, and replace no layer in a hook; or load the weights alone")
 }
 
 fn scalar_to_json(scalar: Scalar) -> Value {

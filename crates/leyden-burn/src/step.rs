@@ -169,13 +169,9 @@ impl DeviceScalar for OnDevice {
     }
 
     fn plus(&self, other: &dyn DeviceScalar) -> Option<Box<dyn DeviceScalar>> {
-        let other = other.as_any().downcast_ref::<Self>()?;
+        let other = (other as &dyn Any).downcast_ref::<Self>()?;
         (self.0.device() == other.0.device() && self.0.dtype() == other.0.dtype())
             .then(|| Box::new(Self(self.0.clone() + other.0.clone())) as Box<dyn DeviceScalar>)
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 }
 

@@ -104,13 +104,9 @@ impl TrainerExt for Trainer {
     {
         let device = Device::default();
         device.seed(self.config().seed);
-        let model = contain(|| make(&device)).map_err(|panic| {
-            let error = Error::new(PANICKED, "building the model panicked").why(panic.text);
-            let error = match panic.location {
-                Some(location) => error.at("panicked", location),
-                None => error,
-            };
-            FitError { error, model: None }
+        let model = contain(|| make(&device)).map_err(|panic| FitError {
+            error: panic.explain(Error::new(PANICKED, "building the model panicked")),
+            model: None,
         })?;
         self.fit(model, data)
     }
@@ -146,7 +142,7 @@ impl TrainerExt for Trainer {
     }
 
     fn save_checkpoint<M: LeydenModule>(&self, fitted: &mut Fitted<M>, path: impl AsRef<Path>) -> Result<()> {
-        self.save_checkpoint_learner(&mut fitted.learner, path)
+        self.save_checkpoint_learner(&mut fitted.learner, Some(&fitted.report), path)
     }
 }
 

@@ -61,6 +61,11 @@ pub trait Loader<B>: Send {
     /// Fixes the order to that of the data set, for overfitting a few batches.
     fn set_sequential(&mut self);
 
+    /// The seed to use where none was chosen: a trainer gives its own, so that it need not be handed on by hand.
+    fn set_default_seed(&mut self, seed: u64) {
+        let _ = seed;
+    }
+
     /// What the batches depend on, in words: a training resumes inside an epoch only with a loader of equal
     /// identity. Empty where nothing can be said.
     fn identity(&self) -> String {
@@ -94,13 +99,18 @@ pub struct DataLoader<D> {
     samples: usize,
     batch_size: usize,
     shuffle: bool,
-    seed: u64,
+    /// `None`: nobody has chosen one.
+    seed: Option<u64>,
     drop_last: bool,
     rank: usize,
     world_size: usize,
 }
 
 impl<D: Dataset> DataLoader<D> {
+    fn seed(&self) -> u64 {
+        self.seed.unwrap_or(0)
+    }
+
     /// A loader of `dataset`, to be configured.
     pub fn builder(dataset: D) -> DataLoaderBuilder<D> {
         let loader = Self {
@@ -108,7 +118,7 @@ impl<D: Dataset> DataLoader<D> {
             samples: 0,
             batch_size: 1,
             shuffle: false,
-            seed: 0,
+            seed: None,
             drop_last: false,
             rank: 0,
             world_size: 1,
@@ -129,7 +139,7 @@ impl<D: Dataset> DataLoader<D> {
     /// The place before batch `batch` of `epoch`, with what it depends on. It is the same on every rank.
     pub fn state(&self, epoch: u64, batch: usize) -> LoaderState {
         LoaderState {
-            seed: self.seed,
+            seed: self.seed(),
             epoch,
             batch,
             shuffle: self.shuffle,
@@ -180,7 +190,7 @@ impl<D: Dataset> DataLoader<D> {
     }
 
     fn epoch_from(&self, epoch: u64, from: usize) -> Epoch<'_, D> {
-        let shuffled = || Permutation::new(self.samples as u64, mix(self.seed, &[ORDER, epoch]));
+        let shuffled = || Permutation::new(self.samples as u64, mix(self.seed(), &[ORDER, epoch]));
         Epoch { loader: self, epoch, order: self.shuffle.then(shuffled), batches: from..self.batches() }
     }
 
@@ -271,8 +281,13 @@ impl<D: Dataset> Loader<D::Batch> for DataLoader<D> {
         self.shuffle = false;
     }
 
+    fn set_default_seed(&mut self, seed: u64) {
+        self.seed.get_or_insert(seed);
+    }
+
     fn identity(&self) -> String {
-        let Self { samples, batch_size, shuffle, seed, drop_last, world_size, .. } = self;
+        let Self { samples, batch_size, shuffle, drop_last, world_size, .. } = self;
+        let seed = self.seed();
         format!(
             "{samples} samples, batch_size {batch_size}, shuffle {shuffle}, seed {seed}, drop_last {drop_last}, \
              world_size {world_size}"
@@ -315,10 +330,10 @@ impl<D: Dataset> DataLoaderBuilder<D> {
         self
     }
 
-    /// What the order and the samples' randomness depend on, with the epoch (default 0, so that a run repeats unless
-    /// it is told not to; PyTorch draws one from its global generator). It must be the same on every rank.
+    /// What the order and the samples' randomness depend on, with the epoch (default: the trainer's, else 0, so that a
+    /// run repeats unless it is told not to; PyTorch draws one from its global generator). It must be the same on every rank.
     pub fn seed(mut self, seed: u64) -> Self {
-        self.loader.seed = seed;
+        self.loader.seed = Some(seed);
         self
     }
 
@@ -378,7 +393,7 @@ impl<D: Dataset> Epoch<'_, D> {
             for position in positions {
                 at = position;
                 let index = self.index(position);
-                let mut cx = SampleCx::new(self.loader.seed, self.epoch, index);
+                let mut cx = SampleCx::new(self.loader.seed(), self.epoch, index);
                 items.push(self.loader.dataset.get(index, &mut cx)?);
             }
             Ok(items)
@@ -429,11 +444,7 @@ pub struct LoaderState {
 }
 
 fn panicked(code: Code, function: &str, panic: leyden_process::Panic) -> Error {
-    let error = Error::new(code, format!("the data set panicked in `{function}`")).why(panic.text);
-    match panic.location {
-        Some(location) => error.at("raised", location),
-        None => error,
-    }
+    panic.explain(Error::new(code, format!("the data set panicked in `{function}`")))
 }
 
 /// Keeps the order of an epoch apart from other uses of the same seed.
@@ -705,7 +716,7 @@ mod tests {
         assert_eq!(located(&errors[0]), ["2", "2", "1", "8"]);
         assert_eq!((errors[0].code(), errors[0].what()), (GET_PANICKED, "the data set panicked in `get`"));
         assert_eq!(errors[0].reasons(), ["torn page"]);
-        assert!(errors[0].place("raised").unwrap().contains("loader.rs:"));
+        assert!(errors[0].place("panicked").unwrap().contains("loader.rs:"));
 
         assert_eq!(located(&errors[1]), ["5", "5", "2", "8"]);
         assert_eq!((errors[1].code(), errors[1].what()), (USER, "invalid digit found in string"));

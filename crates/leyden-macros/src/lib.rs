@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use proc_macro::{Delimiter, Ident, TokenStream, TokenTree};
+use proc_macro::{Delimiter, Group, Ident, TokenStream, TokenTree};
 
 /// Makes `main` end with Leyden's exit codes, and prepares the process before it: see `leyden::program::run`.
 ///
@@ -32,12 +32,18 @@ pub fn main(attribute: TokenStream, function: TokenStream) -> TokenStream {
     }
     let span = tokens[name].span();
     tokens[name] = Ident::new("leyden_main", span).into();
-    let inner: TokenStream = tokens.into_iter().collect();
-    format!("fn main() -> ::std::process::ExitCode {{ {inner} ::leyden::program::run(leyden_main) }}")
-        .parse()
-        .unwrap_or_else(|_| error("`#[leyden::main]` could not be expanded"))
+    // The user's tokens are spliced in as they are: their places are those of errors and panics.
+    let mut body: TokenStream = tokens.into_iter().collect();
+    body.extend(tokens_of("::leyden::program::run(leyden_main)"));
+    let mut expanded = tokens_of("fn main() -> ::std::process::ExitCode");
+    expanded.extend([TokenTree::Group(Group::new(Delimiter::Brace, body))]);
+    expanded
 }
 
 fn error(message: &str) -> TokenStream {
-    format!("::core::compile_error!({message:?});").parse().expect("a string literal is a valid argument")
+    tokens_of(&format!("::core::compile_error!({message:?});"))
+}
+
+fn tokens_of(rust: &str) -> TokenStream {
+    rust.parse().expect("it is written here, and valid")
 }

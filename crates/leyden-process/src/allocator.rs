@@ -17,8 +17,9 @@ pub fn raise_thresholds() {
             if std::env::var_os("LEYDEN_MALLOC").is_some_and(|value| value == "system") {
                 return;
             }
-            // SAFETY: mallopt takes two integers, is thread-safe (it locks the main arena), and a value that it
-            // does not like only makes it return 0.
+            // SAFETY: mallopt takes two integers; glibc sets them under the main arena's lock, and a value that it does
+            // not like only makes it return 0. Its manual calls it unsafe beside other threads because they may still
+            // see the values of before, which is harmless here.
             unsafe {
                 libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_HEAP_BLOCK);
                 libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);

@@ -9,6 +9,8 @@ use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 
+use crate::error::Error;
+
 /// What a contained panic said, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Panic {
@@ -16,6 +18,17 @@ pub struct Panic {
     pub text: String,
     /// `file:line:column`, where it is known: panics carried over from another thread have lost it.
     pub location: Option<String>,
+}
+
+impl Panic {
+    /// Adds the panic's text and place to the error that it becomes.
+    pub fn explain(self, error: Error) -> Error {
+        let error = error.why(self.text);
+        match self.location {
+            Some(location) => error.at("panicked", location),
+            None => error,
+        }
+    }
 }
 
 /// Runs `work`; a panic comes back as a value.
@@ -28,7 +41,8 @@ pub fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
         let earlier = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
             let noted = CONTAINED.with_borrow_mut(|frames| {
-                let Some(frame) = frames.last_mut() else { return false };
+                // A second panic while the first one unwinds ends the process: it must not be silent.
+                let Some(frame @ None) = frames.last_mut() else { return false };
                 *frame = info.location().map(ToString::to_string);
                 let backtrace = Backtrace::capture();
                 if backtrace.status() == BacktraceStatus::Captured {

@@ -84,8 +84,11 @@ impl Drop for Listener {
             for (signal, earlier) in [Signal::Interrupt, Signal::Terminate].into_iter().zip(installed.restore)
             {
                 let Some(earlier) = earlier else { continue };
-                // SAFETY: `earlier` is what sigaction itself wrote for this signal.
-                unsafe { libc::sigaction(signal.number(), &earlier, ptr::null_mut()) };
+                // Whoever installed a handler meanwhile keeps it.
+                if present_action(signal.number()).is_some_and(|now| now.sa_sigaction == our_handler()) {
+                    // SAFETY: `earlier` is what sigaction itself wrote for this signal.
+                    unsafe { libc::sigaction(signal.number(), &earlier, ptr::null_mut()) };
+                }
             }
         }
     }
@@ -118,14 +121,7 @@ static EARLIER_TAKES_INFO: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 
 /// Installs our handler; gives what to put back, or nothing where the signal is ignored.
 fn install(signal: Signal) -> Option<libc::sigaction> {
     let number = signal.number();
-    let mut earlier = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: a null new action only reads the present one into `earlier`.
-    let earlier = unsafe {
-        if libc::sigaction(number, ptr::null(), earlier.as_mut_ptr()) != 0 {
-            return None;
-        }
-        earlier.assume_init()
-    };
+    let earlier = present_action(number)?;
     if earlier.sa_sigaction == libc::SIG_IGN {
         return None;
     }
@@ -139,11 +135,21 @@ fn install(signal: Signal) -> Option<libc::sigaction> {
     // async-signal-safe functions; SA_RESTART keeps the user's system calls from failing with EINTR.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_signal as *const () as usize;
+        action.sa_sigaction = our_handler();
         action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
         libc::sigemptyset(&mut action.sa_mask);
         (libc::sigaction(number, &action, ptr::null_mut()) == 0).then_some(earlier)
     }
+}
+
+fn present_action(number: i32) -> Option<libc::sigaction> {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: a null new action only reads the present one into `action`, which is whole if the call succeeds.
+    unsafe { (libc::sigaction(number, ptr::null(), action.as_mut_ptr()) == 0).then(|| action.assume_init()) }
+}
+
+fn our_handler() -> usize {
+    on_signal as *const () as usize
 }
 
 fn slot(number: i32) -> usize {
@@ -157,10 +163,16 @@ extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut l
     } else {
         b"\nleyden: second signal: stopped at once, without clean-up\n"
     };
-    // SAFETY: write and _exit are async-signal-safe; the buffer is static.
-    unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
+    // SAFETY: write is async-signal-safe and the buffer is static; errno is this thread's own, and the code that was
+    // interrupted may be about to read it.
+    unsafe {
+        let errno = errno();
+        let before = *errno;
+        libc::write(2, text.as_ptr().cast(), text.len());
+        *errno = before;
+    }
     if !first {
-        // SAFETY: as above.
+        // SAFETY: _exit is async-signal-safe.
         unsafe { libc::_exit(128 + number) };
     }
 
@@ -179,6 +191,20 @@ extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut l
             let handler: extern "C" fn(i32) = std::mem::transmute(handler);
             handler(number);
         }
+    }
+}
+
+/// Where this thread's errno is.
+fn errno() -> *mut i32 {
+    // SAFETY: neither function has preconditions.
+    #[cfg(target_os = "linux")]
+    unsafe {
+        libc::__errno_location()
+    }
+    // SAFETY: as above.
+    #[cfg(not(target_os = "linux"))]
+    unsafe {
+        libc::__error()
     }
 }
 

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::progress::Progress;
-use crate::state::{DType, LearnerState, NamedTensor, Parts};
+use crate::state::{DType, LearnerState, NamedTensor};
 
 /// A whole run, as a checkpoint keeps it.
 #[derive(Clone, Debug, PartialEq)]
@@ -155,11 +155,6 @@ impl Checkpoint {
     fn sections(&self) -> impl Iterator<Item = (&'static str, &[NamedTensor])> {
         let LearnerState { weights, optimizer, gradients, .. } = &self.learner;
         [("", weights.as_slice()), (OPTIMIZER, optimizer), (GRADIENTS, gradients)].into_iter()
-    }
-
-    /// What is in it.
-    pub fn parts(&self) -> Parts {
-        if self.run.is_some() { Parts::All } else { Parts::Weights }
     }
 }
 

@@ -87,7 +87,7 @@ pub trait DataModule {
 pub struct LoaderCx {
     /// What the run is for.
     pub stage: Stage,
-    /// The run's seed: shuffle with it.
+    /// The run's seed; a loader for which none was chosen takes it by itself.
     pub seed: u64,
 }
 

@@ -13,6 +13,7 @@ use leyden_process::{Error, Result};
 use crate::event::Hook;
 use crate::outcome::Outcome;
 use crate::scalar::Scalar;
+use crate::schedule::Interval;
 use crate::state::{DType, LearnerState, NamedTensor, Parts};
 use crate::step::StepCx;
 
@@ -43,8 +44,9 @@ pub trait Learner<H>: LearnerView {
     /// Divides the gradient sums by `update.accumulated`, clips, steps the optimizer; no gradient is left.
     fn apply(&mut self, update: &Update) -> Result<()>;
 
-    /// Advances the learning-rate schedules of that interval; `metric` looks up what a plateau schedule watches.
-    fn advance(&mut self, tick: Tick, metric: &dyn Fn(&str) -> Option<f64>) -> Result<()>;
+    /// Advances the learning-rate schedules of the interval that ended: an optimizer step, or an epoch with its
+    /// validations; `metric` looks up what a plateau schedule watches.
+    fn advance(&mut self, due: Interval, metric: &dyn Fn(&str) -> Option<f64>) -> Result<()>;
 
     /// The module's own hook; `cx` is there where logging is allowed.
     fn hook(&mut self, hook: Hook, cx: Option<&mut StepCx<'_>>) -> Result<()>;
@@ -134,15 +136,6 @@ pub enum GradientClip {
     Value(f64),
 }
 
-/// The moment at which schedules of that interval advance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tick {
-    /// An optimizer step was made.
-    Step,
-    /// A training epoch ended, validations included.
-    Epoch,
-}
-
 /// One parameter's gradient sum, borrowed from the learner.
 #[derive(Debug)]
 pub struct Gradient<'a> {
@@ -154,13 +147,11 @@ pub struct Gradient<'a> {
     pub values: Option<GradientValues<'a>>,
 }
 
-/// Gradient values in the element type that the engine computes in; half types as their bits.
+/// Gradient values in the element type that the engine computes in.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the names say it")]
 #[non_exhaustive]
 pub enum GradientValues<'a> {
-    BF16(&'a mut [u16]),
-    F16(&'a mut [u16]),
     F32(&'a mut [f32]),
     F64(&'a mut [f64]),
 }
@@ -171,9 +162,6 @@ impl GradientValues<'_> {
         match self {
             Self::F32(values) => values.iter().position(|value| !value.is_finite()),
             Self::F64(values) => values.iter().position(|value| !value.is_finite()),
-            // All exponent bits set is infinity or NaN.
-            Self::F16(bits) => bits.iter().position(|bits| bits & 0x7c00 == 0x7c00),
-            Self::BF16(bits) => bits.iter().position(|bits| bits & 0x7f80 == 0x7f80),
         }
     }
 }

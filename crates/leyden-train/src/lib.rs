@@ -24,6 +24,7 @@ mod outcome;
 mod plan;
 mod progress;
 mod run_dir;
+mod say;
 mod scalar;
 pub mod schedule;
 pub mod state;

@@ -521,12 +521,8 @@ mod tests {
         }
 
         fn plus(&self, other: &dyn DeviceScalar) -> Option<Box<dyn DeviceScalar>> {
-            let other = other.as_any().downcast_ref::<Self>()?;
+            let other = (other as &dyn Any).downcast_ref::<Self>()?;
             Some(Box::new(Self(self.0 + other.0, self.1.clone())))
-        }
-
-        fn as_any(&self) -> &dyn Any {
-            self
         }
     }
 

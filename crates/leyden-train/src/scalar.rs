@@ -24,9 +24,6 @@ pub trait DeviceScalar: Any + Send {
 
     /// This value plus `other`, on the device; `None` if `other` is of another kind or device.
     fn plus(&self, other: &dyn DeviceScalar) -> Option<Box<dyn DeviceScalar>>;
-
-    /// Itself, for [`plus`](Self::plus) to recognise its own kind.
-    fn as_any(&self) -> &dyn Any;
 }
 
 impl Scalar {

@@ -14,11 +14,11 @@ use crate::data_module::{DataModule, LoaderCx, Loaders};
 use crate::event::{Callback, Event, Hook};
 use crate::learner::toy::{ToyBatch, ToyLearner};
 use crate::learner::{
-    Gradient, GradientClip, GradientValues, Layer, Learner, LearnerView, Parameter, Stage, Tick, Trained,
-    Update,
+    Gradient, GradientClip, GradientValues, Layer, Learner, LearnerView, Parameter, Stage, Trained, Update,
 };
 use crate::logs::Logs;
 use crate::outcome::Outcome;
+use crate::schedule::Interval;
 use crate::state::{LearnerState, NamedTensor, Parts};
 use crate::step::{StepCx, StepFacts};
 
@@ -97,7 +97,6 @@ impl<H, L: Learner<H>, M: Fn() -> L, B: Fn(usize) -> H> Suite<H, M, B> {
             match gradient.values.expect("the loss depends on every parameter") {
                 GradientValues::F32(values) => values.fill(0.0),
                 GradientValues::F64(values) => values.fill(0.0),
-                GradientValues::BF16(bits) | GradientValues::F16(bits) => bits.fill(0),
             }
             Ok(())
         };
@@ -293,13 +292,12 @@ impl Default for ToyData {
 }
 
 impl ToyData {
-    fn loader(&self, rows: Range<usize>, shuffle: bool, cx: &LoaderCx) -> Result<Loaders<ToyBatch>> {
+    fn loader(&self, rows: Range<usize>, shuffle: bool) -> Result<Loaders<ToyBatch>> {
         if rows.is_empty() {
             return Ok(Loaders::none());
         }
         let rows = ToyRows { features: self.features, rows };
-        let loader =
-            DataLoader::builder(rows).batch_size(self.batch_size).shuffle(shuffle).seed(cx.seed).build()?;
+        let loader = DataLoader::builder(rows).batch_size(self.batch_size).shuffle(shuffle).build()?;
         Ok(loader.into())
     }
 }
@@ -307,20 +305,20 @@ impl ToyData {
 impl DataModule for ToyData {
     type Batch = ToyBatch;
 
-    fn train_loader(&mut self, cx: &LoaderCx) -> Result<Loaders<ToyBatch>> {
-        self.loader(0..self.train, true, cx)
+    fn train_loader(&mut self, _: &LoaderCx) -> Result<Loaders<ToyBatch>> {
+        self.loader(0..self.train, true)
     }
 
-    fn val_loader(&mut self, cx: &LoaderCx) -> Result<Loaders<ToyBatch>> {
-        self.loader(1000..1000 + self.eval, false, cx)
+    fn val_loader(&mut self, _: &LoaderCx) -> Result<Loaders<ToyBatch>> {
+        self.loader(1000..1000 + self.eval, false)
     }
 
-    fn test_loader(&mut self, cx: &LoaderCx) -> Result<Loaders<ToyBatch>> {
-        self.loader(2000..2000 + self.eval, false, cx)
+    fn test_loader(&mut self, _: &LoaderCx) -> Result<Loaders<ToyBatch>> {
+        self.loader(2000..2000 + self.eval, false)
     }
 
-    fn predict_loader(&mut self, cx: &LoaderCx) -> Result<Loaders<ToyBatch>> {
-        self.loader(3000..3000 + self.eval, false, cx)
+    fn predict_loader(&mut self, _: &LoaderCx) -> Result<Loaders<ToyBatch>> {
+        self.loader(3000..3000 + self.eval, false)
     }
 }
 
@@ -578,9 +576,9 @@ impl Learner<ToyBatch> for RecordedLearner {
         self.learner.apply(update)
     }
 
-    fn advance(&mut self, tick: Tick, metric: &dyn Fn(&str) -> Option<f64>) -> Result<()> {
-        self.note(if tick == Tick::Step { "schedules_step" } else { "schedules_epoch" })?;
-        self.learner.advance(tick, metric)
+    fn advance(&mut self, due: Interval, metric: &dyn Fn(&str) -> Option<f64>) -> Result<()> {
+        self.note(if due == Interval::Step { "schedules_step" } else { "schedules_epoch" })?;
+        self.learner.advance(due, metric)
     }
 
     fn hook(&mut self, hook: Hook, cx: Option<&mut StepCx<'_>>) -> Result<()> {

@@ -36,6 +36,7 @@ use crate::outcome::{Outcome, StopReason};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::run_dir;
+use crate::say::say;
 use crate::state::Parts;
 
 /// Runs training, validation, test and prediction.
@@ -52,12 +53,13 @@ pub struct Trainer {
     loggers: Vec<Box<dyn Logger>>,
     ckpt_path: Option<CkptPath>,
     dir: Option<PathBuf>,
-    last_fit: Option<RunState>,
 }
 
 /// Which checkpoint a run begins from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CkptPath {
+    /// As `Last`, but `fit` starts anew, and says so, if there is none: for a script that is queued again and again.
+    Auto,
     /// The best by the monitored metric, of this trainer's last `fit`.
     Best,
     /// The newest: of this trainer's last `fit`, else of the newest run folder of that name that has one.
@@ -67,9 +69,10 @@ pub enum CkptPath {
 }
 
 impl<P: AsRef<Path>> From<P> for CkptPath {
-    /// `best` and `last` are what they say; anything else is a path.
+    /// `auto`, `best` and `last` are what they say; anything else is a path.
     fn from(path: P) -> Self {
         match path.as_ref().to_str() {
+            Some("auto") => Self::Auto,
             Some("best") => Self::Best,
             Some("last") => Self::Last,
             _ => Self::Path(path.as_ref().to_path_buf()),
@@ -99,6 +102,8 @@ pub struct FitReport {
     pub last_checkpoint: Option<PathBuf>,
     /// What was resolved to run, and why.
     pub plan: Plan,
+    /// What a checkpoint of it needs besides the learner.
+    state: Option<Box<RunState>>,
 }
 
 impl FitReport {
@@ -135,7 +140,7 @@ impl Trainer {
     }
 
     /// The next run begins from this checkpoint: `fit` goes on where it was saved, to the last bit; evaluations
-    /// take its weights. `best`, `last`, or a path.
+    /// take its weights. `best`, `last`, `auto`, or a path.
     pub fn ckpt_path(&mut self, path: impl Into<CkptPath>) -> &mut Self {
         self.ckpt_path = Some(path.into());
         self
@@ -150,7 +155,7 @@ impl Trainer {
         learner: &mut dyn Learner<H>,
         data: &mut dyn DataModule<Batch = H>,
     ) -> Result<FitReport> {
-        let from = self.take_ckpt_path()?;
+        let from = self.take_ckpt_path(Stage::Fit)?;
         self.dir = None;
         // A program that handled an interrupted run and trains again is judged by this one.
         signal::note_exit_code(exit::OK);
@@ -168,6 +173,8 @@ impl Trainer {
                 val = run.data.train_loader(&cx)?.0;
                 val.iter_mut().for_each(|loader| loader.set_sequential());
             }
+            train.set_default_seed(cx.seed);
+            val.iter_mut().for_each(|loader| loader.set_default_seed(cx.seed));
             run.doing = Doing::Planning;
             run.plan = plan(run, Some(train.len()), &val)?;
             run.progress.batches = run.plan.train_batches;
@@ -184,7 +191,7 @@ impl Trainer {
             run.end = Some(run.run_state()?);
             Ok(((), reason))
         });
-        let report = |run: &Run<'_, H>, outcome| FitReport {
+        let report = FitReport {
             outcome,
             metrics: run.metrics.clone(),
             epochs: run.progress.epoch,
@@ -194,11 +201,11 @@ impl Trainer {
             best_checkpoint: run.callbacks.iter().find_map(|callback| callback.best_checkpoint()),
             last_checkpoint: newest(run.callbacks, run.dir.as_deref()),
             plan: run.plan.clone(),
+            state: run.end.take().map(Box::new),
         };
-        let report = report(&run, outcome);
-        let (dir, end) = (run.dir.clone(), run.end.take());
+        let dir = run.dir.clone();
         drop(run);
-        (self.dir, self.last_fit) = (dir, end);
+        self.dir = dir;
         error.map_or(Ok(report), Err)
     }
 
@@ -238,17 +245,18 @@ impl Trainer {
         self.evaluate(learner, data, &Evaluation::PREDICTION).map(|(_, predictions)| predictions)
     }
 
-    /// Saves `learner` with the state of this trainer's last `fit`: a checkpoint to resume from. Before any `fit`
-    /// it holds the weights alone.
+    /// Saves `learner` as the `fit` of `report` left it: a checkpoint to resume from. Without a report it holds the
+    /// weights alone.
     ///
     /// # Errors
     /// `K0101` if the file cannot be written.
     pub fn save_checkpoint_learner<H>(
         &self,
         learner: &mut dyn Learner<H>,
+        report: Option<&FitReport>,
         path: impl AsRef<Path>,
     ) -> Result<()> {
-        let run = self.last_fit.clone();
+        let run = report.and_then(|report| report.state.as_deref().cloned());
         let learner = learner.state(if run.is_some() { Parts::All } else { Parts::Weights })?;
         Checkpoint { learner, run }.write(path.as_ref())
     }
@@ -259,10 +267,11 @@ impl Trainer {
         data: &mut dyn DataModule<Batch = H>,
         kind: &Evaluation,
     ) -> Result<(Metrics, Predictions)> {
-        let from = self.take_ckpt_path()?;
+        let from = self.take_ckpt_path(kind.stage)?;
         let mut run = self.run(kind.stage, learner, data);
         let Ended { outcome, value, error } = conduct(&mut run, |run| {
-            let loaders = eval_loaders(run)?;
+            let mut loaders = eval_loaders(run)?;
+            loaders.iter_mut().for_each(|loader| loader.set_default_seed(run.config.seed));
             run.doing = Doing::Planning;
             run.plan = plan(run, None, &loaders)?;
             if kind.stage != Stage::Predict {
@@ -329,16 +338,20 @@ impl Trainer {
     }
 
     /// Settles which file the next run begins from.
-    fn take_ckpt_path(&mut self) -> Result<Option<PathBuf>> {
+    fn take_ckpt_path(&mut self, stage: Stage) -> Result<Option<PathBuf>> {
         let Some(asked) = self.ckpt_path.take() else { return Ok(None) };
         let found = match &asked {
             CkptPath::Path(path) => Some(path.clone()),
             CkptPath::Best => self.callbacks.iter().find_map(|callback| callback.best_checkpoint()),
-            CkptPath::Last => {
+            CkptPath::Auto | CkptPath::Last => {
                 let own = newest(&self.callbacks, self.dir.as_deref());
                 own.or_else(|| run_dir::newest_last(&self.config.root_dir, &self.config.name))
             }
         };
+        if asked == CkptPath::Auto && stage == Stage::Fit && found.is_none() {
+            say("leyden: there is no checkpoint to go on from; this is a new run");
+            return Ok(None);
+        }
         found.map(Some).ok_or_else(|| {
             let folder = self.config.root_dir.join(&self.config.name);
             let name = if asked == CkptPath::Best { "best" } else { "last" };

@@ -109,10 +109,10 @@ impl ModelCheckpoint {
         self
     }
 
-    /// Saves weights alone: smaller, but no run can go on from them.
+    /// Saves weights alone: smaller, but no run can go on from them, so there is no `last` either.
     #[must_use]
     pub fn save_weights_only(mut self) -> Self {
-        self.weights_only = true;
+        (self.weights_only, self.save_last) = (true, false);
         self
     }
 
@@ -145,12 +145,6 @@ impl ModelCheckpoint {
         self
     }
 
-    /// The best value so far.
-    pub fn best_model_score(&self) -> Option<f64> {
-        self.monitor.as_ref()?;
-        self.state.kept.first().map(|(_, bits)| f64::from_bits(*bits))
-    }
-
     fn save(&mut self, event: &Event<'_>, control: &mut Control) -> Result<()> {
         let Some(folder) = self.folder(event) else { return Ok(()) };
         if self.state.saved_at_step == Some(event.progress.global_step) {
@@ -158,11 +152,15 @@ impl ModelCheckpoint {
         }
         self.state.saved_at_step = Some(event.progress.global_step);
         let value = match &self.monitor {
-            None => event.progress.global_step as f64,
-            Some(monitor) => event.metrics.get(monitor).ok_or_else(|| missing(monitor, event))?,
+            None => Some(event.progress.global_step as f64),
+            Some(monitor) => match event.metrics.get(monitor) {
+                // Before the first validation its metrics cannot be there: only `last` is saved.
+                None if event.progress.validations == 0 && self.every_n_train_steps.is_some() => None,
+                value => Some(value.ok_or_else(|| missing(monitor, event))?),
+            },
         };
         let last = folder.join("last.safetensors");
-        if self.ranks(value) {
+        if let Some(value) = value.filter(|&value| self.ranks(value)) {
             let path = self.free_path(&folder, event)?;
             control.save_checkpoint(&path, self.weights_only);
             if self.save_last {

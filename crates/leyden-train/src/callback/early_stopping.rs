@@ -25,6 +25,8 @@ pub struct EarlyStopping {
     on_train_epoch_end: bool,
     best: f64,
     waited: u32,
+    /// Something else than patience has stopped it: a threshold, a number that is not finite.
+    stopped: bool,
 }
 
 impl EarlyStopping {
@@ -42,6 +44,7 @@ impl EarlyStopping {
             on_train_epoch_end: false,
             best: Mode::Min.worst(),
             waited: 0,
+            stopped: false,
         }
     }
 
@@ -112,6 +115,12 @@ impl EarlyStopping {
 
     /// The reason to stop, if this value gives one.
     fn judge(&mut self, value: f64) -> Option<String> {
+        let reason = self.out_of_bounds(value);
+        self.stopped = reason.is_some();
+        reason.or_else(|| self.out_of_patience(value))
+    }
+
+    fn out_of_bounds(&self, value: f64) -> Option<String> {
         let name = &self.monitor;
         if self.check_finite && !value.is_finite() {
             return Some(format!("{name} = {value} is not finite"));
@@ -122,6 +131,11 @@ impl EarlyStopping {
         if let Some(threshold) = self.divergence_threshold.filter(|&t| self.mode.is_better(t, value, 0.0)) {
             return Some(format!("{name} = {value} is worse than the threshold {threshold}"));
         }
+        None
+    }
+
+    fn out_of_patience(&mut self, value: f64) -> Option<String> {
+        let name = &self.monitor;
         if self.mode.is_better(value, self.best, self.min_delta) {
             (self.best, self.waited) = (value, 0);
             return None;
@@ -143,18 +157,24 @@ impl Callback for EarlyStopping {
     }
 
     fn state(&self) -> Value {
-        json!({ "best": self.best.to_bits(), "waited": self.waited })
+        json!({ "best": self.best.to_bits(), "waited": self.waited, "stopped": self.stopped })
     }
 
     fn load_state(&mut self, state: &Value) -> Result<()> {
         self.best = f64::from_bits(serde_json::from_value(state["best"].clone())?);
         self.waited = serde_json::from_value(state["waited"].clone())?;
+        self.stopped = serde_json::from_value(state["stopped"].clone())?;
         Ok(())
+    }
+
+    /// A run that is resumed with more patience goes on.
+    fn still_stops(&self) -> bool {
+        self.stopped || self.waited >= self.patience
     }
 
     fn setup(&mut self, event: &Event<'_>, _: &mut Control) -> Result<()> {
         if event.stage == crate::Stage::Fit {
-            (self.best, self.waited) = (self.mode.worst(), 0);
+            (self.best, self.waited, self.stopped) = (self.mode.worst(), 0, false);
         }
         Ok(())
     }

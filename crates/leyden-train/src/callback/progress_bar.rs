@@ -11,10 +11,11 @@ use crate::control::Control;
 use crate::event::{Callback, Event};
 use crate::learner::Stage;
 use crate::metrics::Shown;
+use crate::say::print;
 
 /// Shows where the run is, the values logged with `prog_bar`, and a line for each epoch.
 ///
-/// In a terminal it draws a bar on stderr, at most ten times a second; where stdout is no terminal it prints one
+/// In a terminal it draws a bar on stderr, at most ten times a second; where stdout or stderr is none it prints one
 /// line an epoch to stdout, and one every ten seconds within a long epoch.
 #[derive(Debug)]
 pub struct ProgressBar {
@@ -44,7 +45,8 @@ impl ProgressBar {
     }
 
     fn is_terminal(&self) -> bool {
-        self.terminal.unwrap_or_else(|| std::io::stdout().is_terminal())
+        // The bar is drawn on stderr; lines go to stdout. A run whose stdout is kept wants the lines.
+        self.terminal.unwrap_or_else(|| std::io::stdout().is_terminal() && std::io::stderr().is_terminal())
     }
 
     fn open(&mut self, what: &str, batches: usize) {
@@ -83,7 +85,7 @@ impl ProgressBar {
                 bar.set_position(done as u64);
                 bar.set_message(values);
             }
-            None => println!("{}  batch {done}/{}{values}", epoch_of(event), event.progress.batches),
+            None => print(&format!("{}  batch {done}/{}{values}\n", epoch_of(event), event.progress.batches)),
         }
     }
 
@@ -91,7 +93,7 @@ impl ProgressBar {
     fn say(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.println(line),
-            None => println!("{line}"),
+            None => print(&format!("{line}\n")),
         }
     }
 

@@ -7,6 +7,7 @@ use leyden_process::Result;
 use crate::control::Control;
 use crate::event::{Callback, Event};
 use crate::learner::{LearnerView, Parameter};
+use crate::say::print;
 
 /// Prints the model's layers with type, parameter shapes and parameter counts when `fit` begins.
 #[derive(Clone, Debug)]
@@ -63,7 +64,7 @@ impl Callback for ModelSummary {
     }
 
     fn on_fit_start(&mut self, event: &Event<'_>, _: &mut Control) -> Result<()> {
-        print!("{}", self.render(event.learner));
+        print(&self.render(event.learner));
         Ok(())
     }
 }

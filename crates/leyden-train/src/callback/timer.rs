@@ -24,7 +24,7 @@ impl Timer {
     }
 
     /// How long the training has been going on, resumed runs included.
-    pub fn elapsed(&self) -> Duration {
+    fn elapsed(&self) -> Duration {
         self.before + self.started.map_or(Duration::ZERO, |started| started.elapsed())
     }
 }

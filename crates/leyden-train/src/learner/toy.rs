@@ -9,8 +9,7 @@ use leyden_process::{Error, Result};
 use serde_json::{Value, json};
 
 use super::{
-    Gradient, GradientClip, GradientValues, Layer, Learner, LearnerView, Parameter, Stage, Tick, Trained,
-    Update,
+    Gradient, GradientClip, GradientValues, Layer, Learner, LearnerView, Parameter, Stage, Trained, Update,
 };
 use crate::event::Hook;
 use crate::outcome::Outcome;
@@ -175,9 +174,9 @@ impl Learner<ToyBatch> for ToyLearner {
         Ok(())
     }
 
-    fn advance(&mut self, tick: Tick, metric: &dyn Fn(&str) -> Option<f64>) -> Result<()> {
+    fn advance(&mut self, due: Interval, metric: &dyn Fn(&str) -> Option<f64>) -> Result<()> {
         if let Some((interval, schedule)) = &mut self.schedule
-            && (*interval == Interval::Step) == (tick == Tick::Step)
+            && *interval == due
         {
             self.rate = schedule.next(metric)?;
         }

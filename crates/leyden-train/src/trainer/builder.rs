@@ -137,7 +137,7 @@ impl TrainerBuilder {
         callbacks.sort_by_key(|callback| callback.saves());
         let loggers =
             loggers.unwrap_or_else(|| vec![Box::new(CsvLogger::new()), Box::new(TensorBoardLogger::new())]);
-        Ok(Trainer { config, callbacks, loggers, ckpt_path: None, dir: None, last_fit: None })
+        Ok(Trainer { config, callbacks, loggers, ckpt_path: None, dir: None })
     }
 }
 
@@ -158,8 +158,8 @@ fn warn_of_abort() {
     {
         static ONCE: std::sync::Once = std::sync::Once::new();
         ONCE.call_once(|| {
-            eprintln!(
-                "leyden: this program is built with panic = \"abort\": a panic will end it without clean-up"
+            crate::say::say(
+                "leyden: this program is built with panic = \"abort\": a panic will end it without clean-up",
             );
         });
     }

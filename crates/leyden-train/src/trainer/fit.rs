@@ -6,12 +6,13 @@ use leyden_process::{Code, Error, Result, exit};
 use super::evaluate::{self, Evaluation};
 use super::run::{Doing, Flow, Run};
 use crate::event::Hook;
-use crate::learner::{GradientValues, Stage, Tick, Trained, Update};
+use crate::learner::{GradientValues, Stage, Trained, Update};
 use crate::metrics::MetricsView;
 use crate::outcome::StopReason;
 use crate::plan::ValidationPlan;
 use crate::progress::Phase;
 use crate::scalar::Scalar;
+use crate::schedule::Interval;
 use crate::step::StepCx;
 
 type Train<H> = Box<dyn Loader<H>>;
@@ -74,7 +75,7 @@ fn epoch<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<()> {
         run.emit_train_epoch_end()?;
     }
     if run.progress.phase == Phase::EpochDone {
-        advance(run, Tick::Epoch)?;
+        advance(run, Interval::Epoch)?;
         run.progress.epoch += 1;
         (run.progress.batch, run.progress.phase, run.skip_epoch) = (0, Phase::EpochStart, false);
     }
@@ -125,13 +126,13 @@ fn optimizer_step<H>(run: &mut Run<'_, H>) -> Flow<()> {
     run.learner.apply(&Update { accumulated: run.progress.accumulated, clip: run.config.gradient_clip })?;
     run.progress.accumulated = 0;
     run.progress.global_step += 1;
-    advance(run, Tick::Step)
+    advance(run, Interval::Step)
 }
 
-fn advance<H>(run: &mut Run<'_, H>, tick: Tick) -> Flow<()> {
+fn advance<H>(run: &mut Run<'_, H>, due: Interval) -> Flow<()> {
     run.doing = Doing::Optimizer;
     let known = MetricsView { epoch: &run.metrics, step: &run.train_logs };
-    Ok(run.learner.advance(tick, &|name| known.get(name))?)
+    Ok(run.learner.advance(due, &|name| known.get(name))?)
 }
 
 /// An epoch ends by count: a loader that stops early is an error, not a shorter epoch.

@@ -17,6 +17,7 @@ use crate::event::Hook;
 use crate::learner::Stage;
 use crate::outcome::{Outcome, StopReason};
 use crate::run_dir::last_in;
+use crate::say::say;
 use crate::state::Parts;
 
 /// Who was set up, and so must be torn down.
@@ -97,9 +98,19 @@ fn set_up<H>(run: &mut Run<'_, H>, armed: &mut Armed) -> Flow<()> {
     run.check_signals()
 }
 
-/// Tells everybody, saves what a signal interrupted, closes the loggers, tears down who was set up.
+/// Saves what a signal interrupted, tells everybody, closes the loggers, tears down who was set up.
 fn clean_up<H>(run: &mut Run<'_, H>, armed: &Armed, outcome: &Outcome, error: Option<&Error>) -> Vec<Error> {
     let mut cleaner = Cleaner::new(run.config.teardown_timeout);
+    let mut saved = false;
+    if let Outcome::Interrupted(signal) = outcome {
+        // First of all, before clean-ups change what is saved or spend the scheduler's grace; a large model on a slow
+        // disk may take its time.
+        cleaner.unlimited("saving a checkpoint", &mut || {
+            saved = save_interrupted(run)?;
+            Ok(())
+        });
+        note_exit(*signal, saved);
+    }
     let interrupted = match outcome {
         Outcome::Interrupted(signal) => Some(interruption(*signal)),
         _ => None,
@@ -113,15 +124,6 @@ fn clean_up<H>(run: &mut Run<'_, H>, armed: &Armed, outcome: &Outcome, error: Op
         }
         cleaner.clean("`DataModule::on_exception`".to_owned(), &mut || run.data.on_exception(error));
         cleaner.clean("`on_exception` of the module".to_owned(), &mut || run.learner.on_exception(error));
-    }
-    let mut saved = false;
-    if let Outcome::Interrupted(signal) = outcome {
-        // A large model on a slow disk may take its time.
-        cleaner.unlimited("saving a checkpoint", &mut || {
-            saved = save_interrupted(run)?;
-            Ok(())
-        });
-        note_exit(*signal, saved);
     }
     if run.loggers_started {
         for index in 0..run.loggers.len() {
@@ -184,7 +186,7 @@ fn save_interrupted<H>(run: &mut Run<'_, H>) -> Result<bool> {
         Some(dir) if run.stage == Stage::Fit && run.started && run.config.enable_checkpointing => {
             let path = last_in(dir);
             run.save(&path, Parts::All)?;
-            eprintln!("leyden: saved {}", path.display());
+            say(&format!("leyden: saved {}", path.display()));
             Ok(true)
         }
         _ => Ok(false),
@@ -234,11 +236,7 @@ fn clean_up_of(complaint: &Error) -> &str {
 
 /// A panic of the user's code or the engine's, as an error.
 fn panicked(doing: &str, panic: Panic) -> Error {
-    let error = Error::new(PANICKED, format!("{doing} panicked")).why(panic.text).at("in", doing);
-    match panic.location {
-        Some(location) => error.at("panicked", location),
-        None => error,
-    }
+    panic.explain(Error::new(PANICKED, format!("{doing} panicked")).at("in", doing))
 }
 
 /// What `on_exception` is told of a signal, and what an interrupted evaluation returns.
@@ -248,19 +246,19 @@ pub(crate) fn interruption(signal: Signal) -> Error {
         Signal::Terminate => TERMINATED,
     };
     Error::new(code, format!("the run was interrupted by {}", signal.name()))
-        .hint("run it again; a training goes on from its last checkpoint with `ckpt_path(\"last\")`")
+        .hint("run it again; a training goes on from its last checkpoint with `ckpt_path(\"auto\")`")
 }
 
 /// Ends the process when one clean-up takes too long.
 struct Watchdog {
     sender: Sender<Option<String>>,
-    thread: JoinHandle<()>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Watchdog {
     fn start(limit: Duration) -> Self {
         let (sender, receiver) = mpsc::channel::<Option<String>>();
-        let thread = thread::spawn(move || {
+        let watch = move || {
             let mut running = None;
             loop {
                 // Between two clean-ups only our own code runs, so waiting for its next word needs no limit.
@@ -274,8 +272,9 @@ impl Watchdog {
                     (Err(_), _) => return,
                 }
             }
-        });
-        Self { sender, thread }
+        };
+        // Where no thread can be had, clean-ups run unwatched: better than not at all.
+        Self { sender, thread: thread::Builder::new().spawn(watch).ok() }
     }
 
     fn begin(&self, name: &str) {
@@ -288,7 +287,7 @@ impl Watchdog {
 
     fn stop(self) {
         drop(self.sender);
-        let _ = self.thread.join();
+        let _ = self.thread.map(JoinHandle::join);
     }
 }
 
@@ -296,7 +295,7 @@ fn give_up(name: &str, limit: Duration) -> ! {
     let error = Error::new(CLEAN_UP_STUCK, format!("{name} did not end within {limit:?}"))
         .why("a thread that is stuck in user code cannot be stopped; the process ends instead")
         .hint("make it return, or raise `teardown_timeout`");
-    eprintln!("{error:?}");
+    say(&format!("{error:?}"));
     std::process::exit(i32::from(error.exit_code()))
 }
 

@@ -22,6 +22,7 @@ use crate::metrics::{Metrics, MetricsView};
 use crate::outcome::Outcome;
 use crate::plan::Plan;
 use crate::progress::{Phase, Progress};
+use crate::say::say;
 use crate::scalar::Scalar;
 use crate::state::Parts;
 use crate::step::StepFacts;
@@ -272,7 +273,19 @@ impl<H> Run<'_, H> {
             .filter(|(.., logger)| *logger)
             .map(|(name, value, _)| (name.as_str(), *value))
             .collect();
-        if row.is_empty() { Ok(()) } else { self.log_row(&row) }
+        if !row.is_empty() {
+            self.log_row(&row)?;
+        }
+        self.flush_loggers()
+    }
+
+    /// Whoever watches the files sees each epoch, and a killed run has lost none that was over.
+    fn flush_loggers(&mut self) -> Result<()> {
+        if !self.loggers_started {
+            return Ok(());
+        }
+        self.doing = Doing::Logging;
+        self.loggers.iter_mut().try_for_each(|logger| logger.flush())
     }
 
     /// Gives the loggers this step's values.
@@ -297,9 +310,10 @@ impl<H> Run<'_, H> {
     /// Saves the run as it is now. The rows logged so far are handed to the kernel first: a process that is killed
     /// leaves them, and the run that resumes from here does not log them again.
     pub(crate) fn save(&mut self, path: &Path, parts: Parts) -> Result<()> {
-        if self.loggers_started && parts == Parts::All {
-            self.loggers.iter_mut().try_for_each(|logger| logger.flush())?;
+        if parts == Parts::All {
+            self.flush_loggers()?;
         }
+        self.doing = Doing::Saving;
         let learner = self.learner.state(parts)?;
         let run = match parts {
             Parts::Weights => None,
@@ -379,9 +393,9 @@ impl<H> Run<'_, H> {
         for (name, state) in &run.callbacks {
             match self.callbacks.iter_mut().find(|callback| callback.name() == *name) {
                 Some(callback) => callback.load_state(state).map_err(|error| error.at("callback", name))?,
-                None => eprintln!(
+                None => say(&format!(
                     "leyden: the checkpoint has a state for callback `{name}`, which this run does not have"
-                ),
+                )),
             }
         }
         // The uninterrupted run would have stopped here, so this one does; unless the callback is gone, or was given

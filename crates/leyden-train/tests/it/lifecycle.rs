@@ -343,9 +343,9 @@ fn nobody_is_asked_for_a_state_after_the_teardown() {
     let root = quick_dir();
     let (mut learner, mut guarded) = (toy(), Guarded::default());
     let mut trainer = bare().max_epochs(1).build().unwrap();
-    let _ = trainer.fit_learner(&mut learner, &mut guarded).unwrap();
+    let report = trainer.fit_learner(&mut learner, &mut guarded).unwrap();
     let path = root.path().join("saved");
-    trainer.save_checkpoint_learner(&mut learner, &path).unwrap();
+    trainer.save_checkpoint_learner(&mut learner, Some(&report), &path).unwrap();
     let run = Checkpoint::read(&path).unwrap().run.unwrap();
     assert_eq!((run.data, run.progress.global_step), (serde_json::json!("state"), 3));
 }

@@ -78,7 +78,7 @@ fn run(builder: TrainerBuilder, from: Option<&Path>) -> (End, FitReport) {
     let mut learner = rich();
     let report = trainer.fit_learner(&mut learner, &mut uneven()).unwrap();
     let run_dir = report.run_dir.clone().unwrap();
-    trainer.save_checkpoint_learner(&mut learner, run_dir.join("end")).unwrap();
+    trainer.save_checkpoint_learner(&mut learner, Some(&report), run_dir.join("end")).unwrap();
     let mut state = Checkpoint::read(&run_dir.join("end")).unwrap();
     // Which files there are depends on the folder.
     state.run.as_mut().unwrap().callbacks.remove("ModelCheckpoint");
@@ -406,4 +406,38 @@ fn a_stop_holds_after_a_resume_unless_its_limit_was_raised() {
     assert_eq!((first.epochs, again.epochs, stopped(&again)), (1, 1, stopped(&first)));
     let without = fit(quiet(root.path()).max_epochs(4), first.last_checkpoint.as_deref());
     assert_eq!(without.epochs, 4, "the callback is gone, and its stop with it");
+}
+
+#[test]
+fn more_patience_goes_on_and_a_threshold_stays_reached() {
+    let root = quick_dir();
+    let patient = |patience| {
+        EarlyStopping::new("val/loss").named("stop").mode(leyden_train::Mode::Max).patience(patience)
+    };
+    let run = |stop: EarlyStopping, from: Option<&str>| {
+        let mut trainer = quiet(root.path()).max_epochs(6).callback(stop).build().unwrap();
+        if let Some(from) = from {
+            trainer.ckpt_path(from);
+        }
+        trainer.fit_learner(&mut toy(), &mut data(3, 1)).unwrap()
+    };
+    // The loss falls, so `Max` sees no improvement after the first check.
+    assert_eq!(run(patient(2), None).epochs, 3);
+    assert_eq!(run(patient(2), Some("last")).epochs, 3, "it had stopped");
+    assert_eq!(run(patient(4), Some("last")).epochs, 5);
+    assert_eq!(run(patient(9).stopping_threshold(-1.0), None).epochs, 1);
+    assert_eq!(run(patient(9), Some("last")).epochs, 1, "the threshold was reached");
+}
+
+#[test]
+fn auto_begins_anew_where_there_is_nothing_to_go_on_from() {
+    let root = quick_dir();
+    let run = |epochs| {
+        let mut trainer = quiet(root.path()).max_epochs(epochs).build().unwrap();
+        trainer.ckpt_path("auto").fit_learner(&mut toy(), &mut data(3, 1)).unwrap()
+    };
+    assert_eq!((run(1).steps, run(2).steps), (3, 6));
+    let mut trainer = quiet(root.path()).name("other").build().unwrap();
+    let error = trainer.ckpt_path("auto").test_learner(&mut toy(), &mut data(3, 1)).unwrap_err();
+    assert_eq!(error.code().id, "K0108", "an evaluation has nothing to begin anew with");
 }
