@@ -18,7 +18,7 @@ pub use leyden_burn::{
 pub use leyden_data as data;
 pub use leyden_data::{DataLoader, Dataset, Loader};
 pub use leyden_macros::main;
-pub use leyden_process::{Code, Error, Result, exit};
+pub use leyden_process::{Code, Error, Result, bail, exit};
 pub use leyden_train as train;
 pub use leyden_train::{
     Callback, Checkpoint, CkptPath, Control, CsvLogger, DataModule, EarlyStopping, Event, FitReport,
@@ -31,13 +31,16 @@ pub use leyden_train::{
 pub mod prelude {
     pub use crate::data::{DataLoader, Dataset, IdxImages, ImageBatch, SampleCx, Subset, random_split};
     pub use crate::metric::{Accuracy, ConfusionMatrix, F1, Mean};
-    pub use crate::schedule::{CosineAnnealing, Interval, OneCycle, ReduceLROnPlateau};
+    pub use crate::schedule::{
+        CosineAnnealing, ExponentialLr, Interval, LinearWarmup, OneCycle, ReduceLROnPlateau, StepLr,
+    };
     pub use crate::{
-        Callback, Control, CsvLogger, DataModule, EarlyStopping, Error, Event, FitError, Fitted, FromHost,
-        GradientClip, Hook, JsonlLogger, LabeledImages, LearningRateMonitor, LeydenModule, Limit, LoaderCx,
-        Loaders, Logger, Loss, Metrics, Mode, ModelCallback, ModelCheckpoint, ModelSummary, Optimizers,
-        Outcome, Predict, ProgressBar, Reduce, Result, Stage, StepCx, TensorBoardLogger, Timer, Trainer,
-        TrainerConfig, TrainerExt, ValCheck, burn, class_ids, cross_entropy, predicted_classes,
+        Callback, Checkpoint, CkptPath, Code, Control, CsvLogger, DataModule, EarlyStopping, Error, Event,
+        FitError, Fitted, FromHost, GradientClip, Hook, JsonlLogger, LabeledImages, LearningRateMonitor,
+        LeydenModule, Limit, LoaderCx, Loaders, Logger, Loss, Metrics, Mode, ModelCallback, ModelCheckpoint,
+        ModelSummary, Optimizers, Outcome, Plan, Predict, ProgressBar, Reduce, Result, Stage, StepCx,
+        StopReason, TensorBoardLogger, Timer, Trainer, TrainerConfig, TrainerExt, ValCheck, bail, burn,
+        class_ids, cross_entropy, predicted_classes,
     };
     pub use burn::module::{Module, ParamGroup};
     pub use burn::tensor::{Device, Int, Tensor, TensorData};

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt::Debug;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use leyden_process::signal::noted_exit_code;
@@ -39,7 +40,8 @@ impl<T: Finish, E: Debug + 'static> Finish for Result<T, E> {
         match self {
             Ok(value) => value.finish(),
             Err(error) => {
-                eprintln!("{error:?}");
+                // Not `eprintln!`, which panics where nobody listens, and that would hide the exit code.
+                let _ = writeln!(std::io::stderr(), "{error:?}");
                 let ours = (&error as &dyn Any).downcast_ref::<Error>();
                 ours.map_or(ExitCode::FAILURE, |error| ExitCode::from(error.exit_code()))
             }

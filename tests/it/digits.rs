@@ -91,6 +91,24 @@ fn trains_on_mnist_files() {
 }
 
 #[test]
+fn trains_on_where_nobody_reads_its_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = Command::new(example())
+        .args(["--epochs", "2"])
+        .current_dir(folder.path())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::fs::File::options().write(true).open("/dev/full").unwrap())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    child.wait().unwrap();
+    // The last lines are the example's own `println!`; the training is whole.
+    let metrics = fs::read_to_string(folder.path().join("runs/digits/version_0/metrics.csv")).unwrap();
+    assert!(metrics.lines().any(|line| line.starts_with("1,80,")), "{metrics}");
+    assert!(folder.path().join("runs/digits/version_0/checkpoints/last.safetensors").is_file());
+}
+
+#[test]
 fn interrupted_it_saves_and_ends_with_the_signal_s_code() {
     let folder = tempfile::tempdir().unwrap();
     let mut child = Command::new(example())

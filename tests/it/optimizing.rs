@@ -251,6 +251,40 @@ fn a_model_on_an_autodiff_device_trains_alike() {
     assert_eq!(fit(Device::default()), fit(Device::default().autodiff()));
 }
 
+#[test]
+fn a_base_rate_of_zero_trains_only_the_group() {
+    let _alone = alone();
+    let head = || {
+        Optimizers::new(AdamConfig::new().init(), 0.0).group(
+            "head",
+            ParamGroup::from_predicate("second"),
+            0.1,
+        )
+    };
+    let before = Two::new(head);
+    // Burn makes weights when they are first used: now, from the seed that `new` has set.
+    let [first, second] = [bits(&before.first), bits(&before.second)];
+    let after = trained(head, dry());
+    assert_eq!(first, bits(&after.first));
+    assert_ne!(second, bits(&after.second));
+    let all = named_tensors(&after).unwrap();
+    assert!(all.iter().flat_map(|tensor| tensor.to_f32().unwrap()).all(f32::is_finite));
+}
+
+#[test]
+fn senseless_rates_and_groups_are_refused_by_name() {
+    let _alone = alone();
+    let refused = |configure: Configure| {
+        let mut trainer = dry().max_epochs(1).build().unwrap();
+        trainer.fit(Two::new(configure), &mut TrainOnly).unwrap_err().error
+    };
+    let error = refused(|| Optimizers::new(sgd(), -1.0));
+    assert_eq!((error.code().id, error.what()), ("C0101", "the learning rate `lr` is -1"));
+    let error = refused(|| constant().group("head", ParamGroup::from_predicate("secnd"), 0.1));
+    assert_eq!((error.code().id, error.what()), ("C0101", "the parameter group `head` matches no parameter"));
+    assert!(error.reasons()[0].contains("second.weight"), "{error:?}");
+}
+
 /// A moving average of the weights, as a typed callback.
 #[derive(Module, Debug)]
 struct Averaged {

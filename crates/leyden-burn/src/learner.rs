@@ -158,7 +158,7 @@ impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
     fn configure_optimizers(&mut self) -> Result<()> {
         let model = self.present()?;
         let mut optimizers = model.configure_optimizers()?;
-        optimizers.begin()?;
+        optimizers.begin(&tensors::parameters(model))?;
         self.callbacks = model.configure_callbacks();
         self.optimizers = Some(optimizers);
         Ok(())

@@ -156,7 +156,12 @@ pub trait Predict: LeydenModule {
     fn predict_step(&self, batch: Self::Batch, cx: &mut StepCx<'_>) -> Result<Self::Output>;
 }
 
-/// A batch of tensors, and how it is made of what a loader yields.
+/// A batch of tensors, and how it is made of what a loader yields: its `Host` is the `Batch` of the data module.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be made of a host batch",
+    note = "implement `leyden::FromHost` for it: `type Host` is what the data module's loaders yield, \
+            `from_host` uploads it"
+)]
 pub trait FromHost: Sized {
     /// What the loader yields: plain host data.
     type Host;

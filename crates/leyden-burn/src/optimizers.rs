@@ -98,7 +98,7 @@ impl Optimizers {
     }
 
     /// Checks rates and schedule and takes the first rate.
-    pub(crate) fn begin(&mut self) -> Result<()> {
+    pub(crate) fn begin(&mut self, parameters: &[(ParamId, Parameter)]) -> Result<()> {
         let rates =
             std::iter::once(("lr", self.base)).chain(self.groups.iter().map(|(n, _, lr)| (n.as_str(), *lr)));
         for (name, rate) in rates {
@@ -106,6 +106,17 @@ impl Optimizers {
                 return Err(Error::new(WRONG_VALUE, format!("the learning rate `{name}` is {rate}"))
                     .why("allowed is a finite number from 0")
                     .hint("change it in `configure_optimizers`"));
+            }
+        }
+        for (name, group, _) in &self.groups {
+            if !parameters.iter().any(|(id, parameter)| group.matches(id, Some(&parameter.path))) {
+                let paths: Vec<_> = parameters.iter().map(|(_, parameter)| parameter.path.as_str()).collect();
+                return Err(Error::new(
+                    WRONG_VALUE,
+                    format!("the parameter group `{name}` matches no parameter"),
+                )
+                .why(format!("the parameters are {}", paths.join(", ")))
+                .hint("change the group in `configure_optimizers`"));
             }
         }
         match &mut self.schedule {

@@ -1,6 +1,7 @@
 //! [`TrainerExt`]: `fit`, `validate`, `test` and `predict` for Burn models.
 
 use std::fmt;
+use std::io::Write as _;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Once;
@@ -211,7 +212,8 @@ fn warn_of_debug_build() {
     static ONCE: Once = Once::new();
     if env!("LEYDEN_OPT_LEVEL") == "0" {
         ONCE.call_once(|| {
-            eprintln!(
+            let _ = writeln!(
+                std::io::stderr(),
                 "leyden: this is a debug build, in which Burn is unusably slow: use `--release`, or add\n  \
                  [profile.dev.package.\"*\"]\n  opt-level = 3\nto Cargo.toml"
             );

@@ -6,6 +6,7 @@
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::RefCell;
+use std::io::Write as _;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 
@@ -46,7 +47,7 @@ pub fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
                 *frame = info.location().map(ToString::to_string);
                 let backtrace = Backtrace::capture();
                 if backtrace.status() == BacktraceStatus::Captured {
-                    eprintln!("{info}\n{backtrace}");
+                    let _ = writeln!(std::io::stderr(), "{info}\n{backtrace}");
                 }
                 true
             });

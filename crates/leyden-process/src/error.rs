@@ -61,6 +61,13 @@ impl Error {
         }))
     }
 
+    /// An error of one's own that needs no class: its code is `T0001`, its place the caller's. [`bail!`](crate::bail)
+    /// returns one.
+    #[track_caller]
+    pub fn msg(what: impl fmt::Display) -> Self {
+        Self::new(USER, what.to_string()).at("raised", Location::caller())
+    }
+
     /// Adds a place: `label` says what is located (`file`, `step`, `batch`), `value` where.
     #[must_use]
     pub fn at(mut self, label: impl Into<String>, value: impl fmt::Display) -> Self {
@@ -190,6 +197,14 @@ impl fmt::Debug for Error {
     }
 }
 
+/// Returns an [`Error`] made of a format string: `bail!("class {class} is unknown")`.
+#[macro_export]
+macro_rules! bail {
+    ($($text:tt)*) => {
+        return ::core::result::Result::Err($crate::Error::msg(::std::format!($($text)*)).into())
+    };
+}
+
 /// Keeps the lines of a multi-line value under its label.
 fn indent(text: &str) -> String {
     text.trim_end().replace('\n', "\n       ")
@@ -238,6 +253,16 @@ mod tests {
         let error = parse().unwrap_err();
         assert_eq!(error.code(), USER);
         assert_eq!(error.what(), "invalid digit found in string");
+        assert!(error.place("raised").unwrap().contains("error.rs:"), "{error:?}");
+    }
+
+    #[test]
+    fn bail_returns_the_text_and_the_line() {
+        fn refuse(class: usize) -> Result<()> {
+            bail!("class {class} is unknown")
+        }
+        let error = refuse(7).unwrap_err();
+        assert_eq!((error.code(), error.what()), (USER, "class 7 is unknown"));
         assert!(error.place("raised").unwrap().contains("error.rs:"), "{error:?}");
     }
 

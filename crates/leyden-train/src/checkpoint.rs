@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <8 bytes: header length><header: JSON with the tensors' places and `__metadata__`><tensor bytes>
-//!   __metadata__.leyden   everything that is no tensor (`RunState`, the order of the tensors, a CRC-32)
+//!   __metadata__.leyden   a CRC-32 over all, and as JSON what is no tensor (`RunState`, the order of the tensors)
 //!   fc1.weight            a weight, by its path in the model
 //!   optimizer/…  gradients/…   the optimizer's tensors; sums of an unfinished accumulation window
 //! ```
@@ -59,7 +59,6 @@ pub struct RunState {
 struct Manifest {
     format: u32,
     version: String,
-    crc32: u32,
     weights: Vec<String>,
     optimizer: Vec<String>,
     gradients: Vec<String>,
@@ -91,16 +90,14 @@ impl Checkpoint {
         let manifest = Manifest {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            crc32: crc_of(
-                self.sections().flat_map(|(_, tensors)| tensors).map(|tensor| tensor.bytes.as_slice()),
-            ),
             weights: names(&self.learner.weights),
             optimizer: names(&self.learner.optimizer),
             gradients: names(&self.learner.gradients),
             values: self.learner.values.clone(),
             run: self.run.clone(),
         };
-        let metadata = HashMap::from([("leyden".to_owned(), serde_json::to_string(&manifest)?)]);
+        let json = serde_json::to_string(&manifest)?;
+        let metadata = HashMap::from([("leyden".to_owned(), format!("{:08x} {json}", self.crc(&json)))]);
         let mut views = Vec::new();
         for (prefix, tensors) in self.sections() {
             for tensor in tensors {
@@ -115,9 +112,10 @@ impl Checkpoint {
     fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| garbled(&error))?;
         let file = SafeTensors::deserialize(bytes).map_err(|error| garbled(&error))?;
-        let Some(json) = header.metadata().as_ref().and_then(|metadata| metadata.get("leyden")) else {
+        let Some(ours) = header.metadata().as_ref().and_then(|metadata| metadata.get("leyden")) else {
             return Self::foreign(&file);
         };
+        let (crc, json) = ours.split_once(' ').unwrap_or_default();
         let manifest: Manifest = serde_json::from_str(json).map_err(|error| garbled(&error))?;
         if manifest.format > FORMAT {
             return Err(Error::new(GARBLED, "the checkpoint has a newer format than this build reads")
@@ -134,11 +132,10 @@ impl Checkpoint {
             values: manifest.values,
         };
         let checkpoint = Self { learner, run: manifest.run };
-        let sections = checkpoint.sections().flat_map(|(_, tensors)| tensors);
-        let found = crc_of(sections.map(|tensor| tensor.bytes.as_slice()));
-        if found != manifest.crc32 {
+        let found = format!("{:08x}", checkpoint.crc(json));
+        if found != crc {
             return Err(Error::new(GARBLED, "the checkpoint's bytes were changed since it was written")
-                .why(format!("their CRC-32 is {found:08x}, the file says {:08x}", manifest.crc32))
+                .why(format!("their CRC-32 is {found}, the file says {crc}"))
                 .hint("use another checkpoint; check the disk"));
         }
         Ok(checkpoint)
@@ -150,6 +147,16 @@ impl Checkpoint {
         names.sort_unstable();
         let weights = names.into_iter().map(|name| tensor_of(file, name, name)).collect::<Result<_>>()?;
         Ok(Self { learner: LearnerState { weights, ..LearnerState::default() }, run: None })
+    }
+
+    /// Over the JSON and all tensors, in the order in which they are listed.
+    fn crc(&self, json: &str) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(json.as_bytes());
+        for tensor in self.sections().flat_map(|(_, tensors)| tensors) {
+            hasher.update(&tensor.bytes);
+        }
+        hasher.finalize()
     }
 
     fn sections(&self) -> impl Iterator<Item = (&'static str, &[NamedTensor])> {
@@ -179,7 +186,7 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut File) -> io::Result
         Error::new(UNWRITABLE, "a file of the run could not be written")
             .at("file", path.display())
             .because(&error)
-            .hint("free space, or choose another `root_dir`; the previous file of that name is untouched")
+            .hint("see that the folder can be written to and has space; the previous file of that name is untouched")
     })
 }
 
@@ -196,6 +203,21 @@ pub(crate) fn link_atomically(from: &Path, to: &Path) -> Result<()> {
     write_atomically(to, |file| file.write_all(&bytes))
 }
 
+/// Removes what processes that were killed while they wrote have left beside `path`.
+pub(crate) fn remove_leftovers(path: &Path) {
+    let Some(entries) = path.parent().and_then(|folder| fs::read_dir(folder).ok()) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let writer = name
+            .strip_prefix('.')
+            .and_then(|name| name.strip_suffix(".tmp")?.rsplit('.').next()?.parse().ok());
+        if writer.is_some_and(|pid: u32| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 fn beside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
@@ -206,14 +228,6 @@ fn sync_folder(path: &Path) -> io::Result<()> {
         Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
         _ => Ok(()),
     }
-}
-
-fn crc_of<'a>(parts: impl Iterator<Item = &'a [u8]>) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    for part in parts {
-        hasher.update(part);
-    }
-    hasher.finalize()
 }
 
 fn tensor_of(file: &SafeTensors<'_>, stored: &str, name: &str) -> Result<NamedTensor> {
@@ -313,10 +327,35 @@ mod tests {
             let error = Checkpoint::from_bytes(&bytes[..end]).unwrap_err();
             assert_eq!(error.code(), GARBLED, "cut at {end}: {error:?}");
         }
-        let mut changed = bytes;
+        let mut changed = bytes.clone();
         *changed.last_mut().unwrap() ^= 1;
         let error = Checkpoint::from_bytes(&changed).unwrap_err();
         assert!(error.reasons()[0].contains("CRC-32"), "{error:?}");
+        let before = br#"seed\":"#;
+        let place = bytes.windows(before.len()).position(|window| window == before);
+        let seed = place.expect("the JSON is in the header") + before.len();
+        let mut changed = bytes;
+        changed[seed] = b'8';
+        let error = Checkpoint::from_bytes(&changed).unwrap_err();
+        assert!(error.reasons()[0].contains("CRC-32"), "{error:?}");
+    }
+
+    #[test]
+    fn removes_what_a_killed_process_left_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        let [left, written, other] = [
+            format!(".last.safetensors.{}.tmp", dead.id()),
+            format!(".last.safetensors.{}.tmp", std::process::id()),
+            "last.safetensors".to_owned(),
+        ]
+        .map(|name| folder.path().join(name));
+        for path in [&left, &written, &other] {
+            fs::write(path, "x").unwrap();
+        }
+        remove_leftovers(&other);
+        assert!(!left.exists() && written.exists() && other.exists());
     }
 
     #[test]

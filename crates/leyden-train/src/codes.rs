@@ -4,7 +4,7 @@
 
 pub use crate::callback::{MISSING_METRIC, UNKNOWN_METRIC};
 pub use crate::checkpoint::{GARBLED, UNREADABLE, UNWRITABLE};
-pub use crate::config::WRONG_VALUE;
+pub use crate::config::{UNREADABLE_CONFIG, WRONG_VALUE};
 pub use crate::logger::{BAD_SCALAR_NAME, FOREIGN_LOG, LOG_NOT_WRITTEN, LOGGER_CLOSED};
 pub use crate::logs::{NO_STEP_LEVEL, OTHER_ARGUMENTS, OTHER_METRIC};
 pub use crate::metric::{BAD_METRIC_STATE, CLASS_OUT_OF_RANGE, UNEVEN_UPDATE};

@@ -1,6 +1,6 @@
 //! [`TrainerConfig`]: what was asked, as plain data.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use leyden_process::{Code, Error, Result, exit};
@@ -39,8 +39,9 @@ pub struct TrainerConfig {
     pub limit_test_batches: Limit,
     /// How many batches prediction uses.
     pub limit_predict_batches: Limit,
-    /// Step-level values go to the loggers every so many optimizer steps. Default 50.
-    pub log_every_n_steps: u64,
+    /// Step-level values go to the loggers every so many optimizer steps. Default `None`: 50, or once an epoch where an
+    /// epoch has fewer batches.
+    pub log_every_n_steps: Option<u64>,
     /// Ends after so many epochs. Default `None`: no limit if `max_steps` or `max_time` is set, else 1000.
     pub max_epochs: Option<u64>,
     /// Ends after so many optimizer steps. Default `None`.
@@ -109,7 +110,7 @@ impl Default for TrainerConfig {
             limit_val_batches: Limit::All,
             limit_test_batches: Limit::All,
             limit_predict_batches: Limit::All,
-            log_every_n_steps: 50,
+            log_every_n_steps: None,
             max_epochs: None,
             max_steps: None,
             max_time: None,
@@ -127,13 +128,30 @@ impl Default for TrainerConfig {
 }
 
 impl TrainerConfig {
+    /// Reads it from a JSON file, as the `config` of a run folder's `config.json`; what is not there has its default.
+    ///
+    /// # Errors
+    /// `C0107`, naming the file, the line, and what is wrong there.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let unreadable = |error: &(dyn std::error::Error + 'static)| {
+            Error::new(UNREADABLE_CONFIG, "the configuration cannot be read")
+                .at("file", path.display())
+                .because(error)
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| unreadable(&error))?;
+        serde_json::from_str(&text).map_err(|error| {
+            unreadable(&error).hint("its fields are those of `TrainerConfig`; correct that line")
+        })
+    }
+
     /// Checks what can be checked without data.
     ///
     /// # Errors
     /// `C0101`, naming the field, its value and what is allowed.
     pub fn check(&self) -> Result<()> {
         at_least_one("accumulate_grad_batches", u64::from(self.accumulate_grad_batches))?;
-        at_least_one("log_every_n_steps", self.log_every_n_steps)?;
+        at_least_one("log_every_n_steps", self.log_every_n_steps.unwrap_or(1))?;
         at_least_one("check_val_every_n_epoch", self.check_val_every_n_epoch.unwrap_or(1))?;
         at_least_one("fast_dev_run", self.fast_dev_run.unwrap_or(1) as u64)?;
         for (field, limit) in [
@@ -170,7 +188,7 @@ impl TrainerConfig {
                 Err(wrong("gradient_clip", limit, "a limit above 0"))
             }
             _ if self.name.is_empty()
-                || self.name.contains(['/', '\\', '\0'])
+                || self.name.contains(|c: char| c.is_control() || c == '/' || c == '\\')
                 || self.name.starts_with('.') =>
             {
                 Err(wrong("name", format!("`{}`", self.name), "the name of one folder"))
@@ -201,5 +219,7 @@ fn wrong(field: &str, value: impl std::fmt::Display, allowed: &str) -> Error {
         .hint(format!("change `.{field}(..)` on the builder, or the field in the configuration"))
 }
 
+/// A configuration file cannot be read.
+pub const UNREADABLE_CONFIG: Code = Code::new("C0107", exit::CONFIGURATION);
 /// A configuration value is out of its range.
 pub const WRONG_VALUE: Code = Code::new("C0101", exit::CONFIGURATION);

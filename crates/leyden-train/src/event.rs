@@ -67,9 +67,10 @@ macro_rules! hooks {
                 None
             }
 
-            /// Whether the stop that it asked for before a resume holds on. A callback whose limit can be raised says.
+            /// Whether the stop that it asked for before a resume holds on, under the options of now. Without a word
+            /// of the callback the resumed run goes on.
             fn still_stops(&self) -> bool {
-                true
+                false
             }
 
             /// The newest checkpoint it has saved: what `last` means.

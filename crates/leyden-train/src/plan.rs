@@ -22,6 +22,8 @@ pub struct Plan {
     pub max_epochs: Option<u64>,
     /// Ends after so many optimizer steps.
     pub max_steps: Option<u64>,
+    /// Step-level values are logged every so many optimizer steps.
+    pub log_every_n_steps: u64,
     /// When validation runs; `None`: never.
     pub validation: Option<ValidationPlan>,
     lines: Vec<Line>,
@@ -106,6 +108,10 @@ impl Plan {
         self.line("epochs", count(self.max_epochs), why);
         self.line("optimizer steps", count(self.max_steps), "`max_steps`");
         self.line("batches a step", config.accumulate_grad_batches, "`accumulate_grad_batches`");
+        let batches = (self.train_batches as u64).max(1);
+        self.log_every_n_steps = config.log_every_n_steps.unwrap_or(DEFAULT_LOG_EVERY.min(batches));
+        let why = "`log_every_n_steps`; 50 by default, or once an epoch";
+        self.line("logged every", format!("{} steps", self.log_every_n_steps), why);
         if let Some(clip) = config.gradient_clip {
             self.line("clipping", format!("{clip:?}"), "`gradient_clip`");
         }
@@ -157,10 +163,20 @@ impl Plan {
                 ValidationPlan::InEpoch { every_batches, every_epochs: every.unwrap_or(1) }
             }
         };
+        if let (ValidationPlan::InEpoch { every_epochs, .. }, Some(max)) = (plan, self.max_epochs)
+            && every_epochs > max
+            && config.fast_dev_run.is_none()
+        {
+            return Err(Error::new(CONTRADICTION, "validation would never run")
+                .why(format!(
+                    "`check_val_every_n_epoch` is {every_epochs}, and the run ends after {max} epochs"
+                ))
+                .hint("lower it, or let `val_loader` give no loader"));
+        }
         self.validation = Some(plan);
         let text = match plan {
             ValidationPlan::InEpoch { every_batches, every_epochs } => {
-                format!("every {every_batches} batches in every {every_epochs}. epoch")
+                format!("every {every_batches} batches, in one of {every_epochs} epochs")
             }
             ValidationPlan::AcrossEpochs { every_batches } => {
                 format!("every {every_batches} batches, across epochs")
@@ -205,3 +221,6 @@ pub const CONTRADICTION: Code = Code::new("C0102", exit::CONFIGURATION);
 
 /// Lightning's.
 const DEFAULT_MAX_EPOCHS: u64 = 1000;
+
+/// Lightning's.
+const DEFAULT_LOG_EVERY: u64 = 50;

@@ -98,7 +98,7 @@ pub struct FitReport {
     pub run_dir: Option<PathBuf>,
     /// The best checkpoint by the monitored metric.
     pub best_checkpoint: Option<PathBuf>,
-    /// The newest checkpoint.
+    /// The newest checkpoint; the one that it began from, if it had nothing left to do.
     pub last_checkpoint: Option<PathBuf>,
     /// What was resolved to run, and why.
     pub plan: Plan,
@@ -199,7 +199,7 @@ impl Trainer {
             elapsed: begun.elapsed(),
             run_dir: run.dir.clone(),
             best_checkpoint: run.callbacks.iter().find_map(|callback| callback.best_checkpoint()),
-            last_checkpoint: newest(run.callbacks, run.dir.as_deref()),
+            last_checkpoint: newest(run.callbacks, run.dir.as_deref()).or(from),
             plan: run.plan.clone(),
             state: run.end.take().map(Box::new),
         };

@@ -315,7 +315,7 @@ fn fill(template: &str, progress: &Progress, metric: impl Fn(&str) -> Option<f64
     let mut rest = template;
     while let Some((before, after)) = rest.split_once('{') {
         filled.push_str(before);
-        let (field, after) = after.split_once('}').ok_or_else(|| unknown(template, after))?;
+        let (field, after) = after.split_once('}').ok_or_else(|| bad_name(template, "a `{` has no `}`"))?;
         let (name, digits) = field.split_once(":.").unwrap_or((field, "4"));
         match name {
             "epoch" => filled.push_str(&format!("epoch={}", progress.epoch)),
@@ -331,7 +331,22 @@ fn fill(template: &str, progress: &Progress, metric: impl Fn(&str) -> Option<f64
         rest = after;
     }
     filled.push_str(rest);
+    if filled == "last" {
+        return Err(bad_name(
+            template,
+            "`last` is the name of the newest checkpoint, and would be replaced by it",
+        ));
+    }
+    if filled.is_empty() || filled.split('/').any(|part| part == "..") {
+        return Err(bad_name(template, "it is no name inside the checkpoint folder"));
+    }
     Ok(filled)
+}
+
+fn bad_name(template: &str, why: &str) -> Error {
+    Error::new(UNKNOWN_METRIC, format!("the file name template `{template}` cannot be used"))
+        .why(why)
+        .hint("change `ModelCheckpoint::filename(..)`")
 }
 
 fn unknown(template: &str, field: &str) -> Error {
@@ -340,7 +355,7 @@ fn unknown(template: &str, field: &str) -> Error {
         .hint("change `ModelCheckpoint::filename(..)`, or log that metric")
 }
 
-/// A file name template asks for something that is not known.
+/// A file name template cannot be filled in.
 pub const UNKNOWN_METRIC: Code = Code::new("C0106", exit::CONFIGURATION);
 
 #[cfg(test)]

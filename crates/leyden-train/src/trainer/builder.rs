@@ -47,7 +47,7 @@ impl TrainerBuilder {
         limit_val_batches: Limit => identity,
         limit_test_batches: Limit => identity,
         limit_predict_batches: Limit => identity,
-        log_every_n_steps: u64 => identity,
+        log_every_n_steps: u64 => Some,
         max_epochs: u64 => Some,
         max_steps: u64 => Some,
         max_time: Duration => Some,
@@ -100,7 +100,8 @@ impl TrainerBuilder {
     /// Checks the configuration and puts the trainer together. Does no I/O.
     ///
     /// # Errors
-    /// `C0101` for a value out of range; `C0103` for two callbacks of one name, which would share a state;
+    /// `C0101` for a value out of range; `C0103` for two callbacks of one name, which would share a
+    /// state, or two loggers of one name, which would share a file;
     /// `C0105` for a checkpoint callback where checkpointing is off.
     pub fn build(self) -> Result<Trainer> {
         let Self { config, mut callbacks, loggers } = self;
@@ -132,22 +133,23 @@ impl TrainerBuilder {
         if config.enable_progress_bar && !has(&callbacks, "ProgressBar") {
             callbacks.push(Box::new(ProgressBar::new()));
         }
-        check_names(&callbacks)?;
+        check_names("callbacks", callbacks.iter().map(|callback| callback.name()))?;
         // A stable sort: those that save see the state that the others have reached.
         callbacks.sort_by_key(|callback| callback.saves());
         let loggers =
             loggers.unwrap_or_else(|| vec![Box::new(CsvLogger::new()), Box::new(TensorBoardLogger::new())]);
+        check_names("loggers", loggers.iter().map(|logger| logger.name().to_owned()))?;
         Ok(Trainer { config, callbacks, loggers, ckpt_path: None, dir: None })
     }
 }
 
-fn check_names(callbacks: &[Box<dyn Callback>]) -> Result<()> {
-    let mut names: Vec<_> = callbacks.iter().map(|callback| callback.name()).collect();
+fn check_names(kind: &str, names: impl Iterator<Item = String>) -> Result<()> {
+    let mut names: Vec<_> = names.collect();
     names.sort_unstable();
     match names.array_windows().find(|[one, other]| one == other) {
         None => Ok(()),
-        Some([name, _]) => Err(Error::new(SAME_NAME, format!("two callbacks are named `{name}`"))
-            .why("a callback's name is the key of its state in checkpoints")
+        Some([name, _]) => Err(Error::new(SAME_NAME, format!("two {kind} are named `{name}`"))
+            .why("a callback's name is the key of its state in checkpoints, a logger's that of its file")
             .hint("remove one, or give it another name: those made to be several have `.named(..)`")),
     }
 }
@@ -169,7 +171,7 @@ fn identity<T>(value: T) -> T {
     value
 }
 
-/// Two callbacks share a name.
+/// Two callbacks, or two loggers, share a name.
 pub const SAME_NAME: Code = Code::new("C0103", exit::CONFIGURATION);
 /// Parts of a trainer that exclude each other.
 pub const BAD_BUILD: Code = Code::new("C0105", exit::CONFIGURATION);

@@ -116,7 +116,7 @@ fn train_batch<H>(run: &mut Run<'_, H>, batch: Batch<H>) -> Flow<()> {
     run.progress.batches_seen += 1;
     run.progress.samples_seen += samples as u64;
     run.progress.phase = Phase::BatchDone;
-    let log = stepping && run.progress.global_step.is_multiple_of(run.config.log_every_n_steps);
+    let log = stepping && run.progress.global_step.is_multiple_of(run.plan.log_every_n_steps);
     run.emit_train_batch_end(loss.as_ref(), log)
 }
 

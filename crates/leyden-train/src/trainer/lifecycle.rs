@@ -227,7 +227,8 @@ fn as_reason(complaint: &Error) -> String {
         _ => format!("{} failed: {complaint}", clean_up_of(complaint)),
     };
     let text = complaint.reasons().iter().fold(what, |text, reason| format!("{text}: {reason}"));
-    complaint.place("panicked").map_or(text.clone(), |location| format!("{text}, at {location}"))
+    let location = complaint.place("panicked").or(complaint.place("raised"));
+    location.map_or(text.clone(), |location| format!("{text}, at {location}"))
 }
 
 fn clean_up_of(complaint: &Error) -> &str {
@@ -236,7 +237,12 @@ fn clean_up_of(complaint: &Error) -> &str {
 
 /// A panic of the user's code or the engine's, as an error.
 fn panicked(doing: &str, panic: Panic) -> Error {
-    panic.explain(Error::new(PANICKED, format!("{doing} panicked")).at("in", doing))
+    let foreign = panic.location.as_deref().is_some_and(|location| location.contains("/registry/"));
+    let error = panic.explain(Error::new(PANICKED, format!("{doing} panicked")).at("in", doing));
+    match foreign {
+        true => error.hint("run with RUST_BACKTRACE=1 to see which of your lines led into that library"),
+        false => error,
+    }
 }
 
 /// What `on_exception` is told of a signal, and what an interrupted evaluation returns.

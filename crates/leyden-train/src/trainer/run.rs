@@ -10,7 +10,7 @@ use leyden_process::signal::{Listener, Signal};
 use leyden_process::{Code, Error, Result, exit};
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::{Checkpoint, RunState, UNWRITABLE, link_atomically};
+use crate::checkpoint::{Checkpoint, RunState, UNWRITABLE, link_atomically, remove_leftovers};
 use crate::config::TrainerConfig;
 use crate::control::{Act, Control};
 use crate::data_module::DataModule;
@@ -340,6 +340,7 @@ impl<H> Run<'_, H> {
     /// Takes a checkpoint back. Evaluations take the weights alone.
     pub(crate) fn load(&mut self, path: &Path) -> Result<()> {
         let Checkpoint { learner, run } = Checkpoint::read(path)?;
+        remove_leftovers(path);
         if self.stage != Stage::Fit {
             return self
                 .learner
@@ -431,6 +432,7 @@ impl<H> Run<'_, H> {
     /// Adds where the run is to an error.
     pub(crate) fn locate(&self, error: Error) -> Error {
         let error = error.at_if_absent("in", self.doing());
+        let error = if self.sanity_checking { error.at("during", "the sanity check") } else { error };
         let error = match self.evaluation {
             Some((batch, _)) => error.at_if_absent("batch", batch),
             None if self.started && self.progress.batches > 0 => {

@@ -92,7 +92,7 @@ fn two_callbacks_of_one_name() {
         no_root(),
         "\
 error[C0103]: two callbacks are named `EarlyStopping(val/loss)`
-  why: a callback's name is the key of its state in checkpoints
+  why: a callback's name is the key of its state in checkpoints, a logger's that of its file
   fix: remove one, or give it another name: those made to be several have `.named(..)`",
     );
 }
@@ -143,6 +143,7 @@ fn a_panic_in_the_validation_step() {
 error[T0301]: `validation_step` panicked
   in        `validation_step`
   panicked  crates/leyden-train/src/testing.rs:N
+  during    the sanity check
   batch     0
   epoch     0
   step      0
@@ -339,7 +340,7 @@ error[K0101]: a file of the run could not be written
   epoch  0
   step   4
   why: File exists (os error 17)
-  fix: free space, or choose another `root_dir`; the previous file of that name is untouched",
+  fix: see that the folder can be written to and has space; the previous file of that name is untouched",
     );
 }
 

@@ -9,11 +9,12 @@ use std::time::Duration;
 use leyden_train::learner::toy::ToyLearner;
 use leyden_train::testing::{Record, RecordedLearner, ToyData};
 use leyden_train::{
-    Checkpoint, Control, Event, Hook, Mode, ModelCheckpoint, TensorBoardLogger, TrainerBuilder, TrainerConfig,
+    Checkpoint, Control, CsvLogger, Event, Hook, Mode, ModelCheckpoint, TensorBoardLogger, Trainer,
+    TrainerBuilder, TrainerConfig,
 };
 use tempfile::tempdir;
 
-use crate::support::{On, Shared, checkpoints, data, files, quiet, spec, toy};
+use crate::support::{On, Shared, checkpoints, data, files, quick_dir, quiet, spec, toy};
 
 fn folder_of(builder: TrainerBuilder) -> PathBuf {
     let mut trainer = builder.max_epochs(1).build().unwrap();
@@ -205,4 +206,34 @@ fn child_that_saves() {
     }
     let mut data = ToyData { features: FEATURES, batch_size: 1, train: 8, eval: 0 };
     let _ = trainer.fit_learner(&mut ToyLearner::new(FEATURES, 1e-9), &mut data);
+}
+
+#[test]
+fn names_that_would_be_overwritten_are_refused() {
+    let two = Trainer::builder().logger(CsvLogger::new()).logger(CsvLogger::new()).build().unwrap_err();
+    assert_eq!((two.code().id, two.what()), ("C0103", "two loggers are named `csv`"));
+    for (template, why) in [
+        ("last", "`last` is the name of the newest checkpoint, and would be replaced by it"),
+        ("../best", "it is no name inside the checkpoint folder"),
+        ("{epoch", "a `{` has no `}`"),
+    ] {
+        let root = quick_dir();
+        let saver = ModelCheckpoint::new().filename(template);
+        let mut trainer = quiet(root.path()).max_epochs(1).callback(saver).build().unwrap();
+        let error = trainer.fit_learner(&mut toy(), &mut data(2, 1)).unwrap_err();
+        assert_eq!((error.code().id, error.reasons()), ("C0106", &[why.to_owned()][..]));
+    }
+}
+
+#[test]
+fn a_configuration_comes_from_a_file_and_names_a_wrong_field() {
+    let folder = quick_dir();
+    let path = folder.path().join("train.json");
+    fs::write(&path, "{ \"max_epochs\": 3 }").unwrap();
+    let config = TrainerConfig::from_file(&path).unwrap();
+    assert_eq!(config, TrainerConfig { max_epochs: Some(3), ..TrainerConfig::default() });
+    fs::write(&path, "{ \"max_epoch\": 3 }").unwrap();
+    let error = TrainerConfig::from_file(&path).unwrap_err();
+    assert_eq!((error.code().id, error.place("file")), ("C0107", path.to_str()));
+    assert!(error.reasons()[0].contains("unknown field `max_epoch`"), "{error:?}");
 }
