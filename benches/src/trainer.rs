@@ -225,15 +225,25 @@ impl LeydenModule for Mlp {
     }
 }
 
-/// Images of noise.
-struct Noise(usize);
+/// Images of noise, in memory: so many, over and over.
+struct Noise {
+    pixels: Vec<f32>,
+    len: usize,
+}
+
+impl Noise {
+    fn new(len: usize) -> Self {
+        let pixel = |k: usize| (k.wrapping_mul(2_654_435_761) % 1024) as f32 / 512.0 - 1.0;
+        Self { pixels: (0..NOISE_IMAGES * 784).map(pixel).collect(), len }
+    }
+}
 
 impl Dataset for Noise {
     type Item = usize;
     type Batch = ImageBatch;
 
     fn len(&self) -> usize {
-        self.0
+        self.len
     }
 
     fn get(&self, index: usize, _: &mut SampleCx) -> Result<usize> {
@@ -241,15 +251,20 @@ impl Dataset for Noise {
     }
 
     fn collate(&self, items: Vec<usize>) -> Result<ImageBatch> {
-        let pixel = |k: usize| (k.wrapping_mul(2_654_435_761) % 1024) as f32 / 512.0 - 1.0;
-        let pixels = items.iter().flat_map(|&item| (0..784).map(move |k| pixel(item * 784 + k))).collect();
+        let mut pixels = Vec::with_capacity(items.len() * 784);
+        for item in &items {
+            let first = (item % NOISE_IMAGES) * 784;
+            pixels.extend_from_slice(&self.pixels[first..first + 784]);
+        }
         let labels = items.iter().map(|&item| (item % 10) as i64).collect();
         Ok(ImageBatch { pixels, shape: [items.len(), 28, 28], labels })
     }
 }
 
+const NOISE_IMAGES: usize = 4096;
+
 fn images(steps: usize) -> Result<DataLoader<Noise>> {
-    DataLoader::builder(Noise(64 * steps)).batch_size(64).shuffle(true).build()
+    DataLoader::builder(Noise::new(64 * steps)).batch_size(64).shuffle(true).build()
 }
 
 struct NoiseSource(usize);
