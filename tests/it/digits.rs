@@ -118,7 +118,15 @@ fn interrupted_it_saves_and_ends_with_the_signal_s_code() {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(700));
+    let last = folder.path().join("runs/digits/version_0/checkpoints/last.safetensors");
+    let begun = std::time::Instant::now();
+    while !last.is_file() {
+        assert!(
+            begun.elapsed() < std::time::Duration::from_secs(60),
+            "an epoch takes a fraction of a second"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
     let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
     let status = child.wait().unwrap();

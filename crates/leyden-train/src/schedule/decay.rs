@@ -137,7 +137,7 @@ impl Schedule for CosineAnnealing {
 }
 
 /// From `base / steps` on the first step in equal strides to the base rate on step number `steps`, then constant:
-/// for [`Interval::Step`]. The rates are those of `torch.optim.lr_scheduler.LinearLR` with `start_factor` 1/`steps`
+/// for [`Interval::Step`](super::Interval::Step). The rates are those of `torch.optim.lr_scheduler.LinearLR` with `start_factor` 1/`steps`
 /// and `total_iters` `steps - 1`, up to rounding.
 #[derive(Clone, Debug)]
 pub struct LinearWarmup {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{SCHEDULE_ENDED, Schedule, require, restored, saved, started};
 
-/// Up to `max_lr` and down again within `total_steps`, for [`Interval::Step`]: `torch.optim.lr_scheduler.OneCycleLR`
+/// Up to `max_lr` and down again within `total_steps`, for [`Interval::Step`](super::Interval::Step): `torch.optim.lr_scheduler.OneCycleLR`
 /// (Smith and Topin, arXiv 1708.07120), with `cycle_momentum=False`.
 ///
 /// The optimizer's own rate plays no part. Two deviations, both where torch fails: a phase of no length is at its
