@@ -42,9 +42,14 @@ pub fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
         let earlier = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
             let noted = CONTAINED.with_borrow_mut(|frames| {
-                // A second panic while the first one unwinds ends the process: it must not be silent.
-                let Some(frame @ None) = frames.last_mut() else { return false };
+                let Some(frame) = frames.last_mut() else { return false };
+                // The newest place counts: `work` may have caught the first panic itself. It is printed as well, because
+                // a panic while another one unwinds ends the process, and must not be silent.
+                let first = frame.is_none();
                 *frame = info.location().map(ToString::to_string);
+                if !first {
+                    return false;
+                }
                 let backtrace = Backtrace::capture();
                 if backtrace.status() == BacktraceStatus::Captured {
                     let _ = writeln!(std::io::stderr(), "{info}\n{backtrace}");
@@ -84,6 +89,19 @@ mod tests {
         let panic = contain(|| panic!("shapes {} and {} differ", 3, 4)).unwrap_err();
         assert_eq!(panic.text, "shapes 3 and 4 differ");
         assert!(panic.location.unwrap().contains("contain.rs:"));
+    }
+
+    #[test]
+    fn names_the_panic_that_got_out_not_one_that_was_caught_inside() {
+        let line = std::cell::Cell::new(0);
+        let caught = contain::<()>(|| {
+            assert!(panic::catch_unwind(|| panic!("caught inside")).is_err());
+            line.set(line!() + 1);
+            panic!("got out")
+        });
+        let panic = caught.unwrap_err();
+        assert_eq!(panic.text, "got out");
+        assert!(panic.location.unwrap().contains(&format!("contain.rs:{}:", line.get())));
     }
 
     #[test]
