@@ -1,6 +1,6 @@
 """What a training step costs in PyTorch Lightning and in a raw PyTorch loop.
 
-    python lightning_step.py noop|mlp
+    python lightning_step.py noop|mlp STEPS
 
 Bar, CSV logger and checkpoint are on, as in Leyden's side of the row. Prints one JSON object:
 {"work": ..., "rounds": [[lightning_us, raw_us], ...]}, microseconds a step.
@@ -75,13 +75,12 @@ def raw_us(work, loader, steps):
 
 
 def main():
-    work = sys.argv[1]
-    steps, width = (400, 1) if work == "noop" else (200, 784)
-    batch = 1 if work == "noop" else 64
+    work, steps = sys.argv[1], int(sys.argv[2])
+    width, batch = (1, 1) if work == "noop" else (784, 64)
     data = TensorDataset(torch.randn(steps * batch, width), torch.randint(0, 10, (steps * batch,)))
     loader = DataLoader(data, batch_size=batch, shuffle=True)
     lightning_us(work, loader, steps), raw_us(work, loader, steps)
-    rounds = [[lightning_us(work, loader, steps), raw_us(work, loader, steps)] for _ in range(5)]
+    rounds = [[lightning_us(work, loader, steps), raw_us(work, loader, steps)] for _ in range(3)]
     print("\n" + json.dumps({"work": work, "rounds": rounds}))
 
 

@@ -51,6 +51,10 @@ pub(crate) fn rows(peer: bool) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// Steps of a `fit`, the same on both sides of a row: what a `fit` costs once is spread over them.
+const NOOP_STEPS: usize = 5_000;
+const MLP_STEPS: usize = 938;
+
 /// Trains so many steps.
 type Work = fn(usize) -> Result<()>;
 
@@ -59,9 +63,9 @@ type Work = fn(usize) -> Result<()>;
 pub(crate) fn measure(what: &str) -> Result<(Spread, Spread)> {
     let (rounds, steps, with, raw): (usize, usize, Work, Work) = match what {
         "toy" => (15, 200_000, toy_trainer, toy_raw),
-        "noop" => (15, 20_000, noop_trainer, noop_raw),
+        "noop" => (15, NOOP_STEPS, noop_trainer, noop_raw),
         // As many as an epoch of MNIST has: a checkpoint an epoch is part of the price.
-        _ => (5, 938, mlp_trainer, mlp_raw),
+        _ => (5, MLP_STEPS, mlp_trainer, mlp_raw),
     };
     // The first run raises the allocator's thresholds, for both sides.
     with(steps / 10)?;
@@ -317,7 +321,8 @@ fn lightning_step(work: &str) -> Option<Spread> {
 fn lightning_json(work: &str) -> Option<Value> {
     let python = std::env::var("LEYDEN_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/lightning_step.py");
-    let output = Command::new(python).args([script, work]).output().ok()?;
+    let steps = if work == "noop" { NOOP_STEPS } else { MLP_STEPS };
+    let output = Command::new(python).args([script, work, &steps.to_string()]).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let value = text.lines().last().and_then(|line| serde_json::from_str(line).ok());
     if value.is_none() {
