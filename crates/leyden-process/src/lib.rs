@@ -8,6 +8,7 @@
 compile_error!("leyden runs on Linux; other Unix systems build, anything else is not supported yet");
 
 pub mod allocator;
+pub mod attach;
 pub mod contain;
 pub mod error;
 pub mod exit;
