@@ -36,6 +36,10 @@ pub const IDX_SIZE: Code = Code::new("L0406", exit::CONFIGURATION);
 pub const IDX_GZIP: Code = Code::new("L0407", exit::CONFIGURATION);
 /// Images and labels do not fit together.
 pub const IDX_PAIR: Code = Code::new("L0408", exit::CONFIGURATION);
+/// An array's shape and elements do not fit together.
+pub const ARRAY_SHAPE: Code = Code::new("L0501", exit::TRAINING_FAILED);
+/// The samples of a batch cannot be stacked: they differ in shape or keys.
+pub const RAGGED: Code = Code::new("L0502", exit::TRAINING_FAILED);
 
 #[cfg(test)]
 mod tests {
@@ -60,6 +64,8 @@ mod tests {
             IDX_SIZE,
             IDX_GZIP,
             IDX_PAIR,
+            ARRAY_SHAPE,
+            RAGGED,
         ];
         for code in all {
             let path = format!("{}/../../docs/errors/{code}.md", env!("CARGO_MANIFEST_DIR"));

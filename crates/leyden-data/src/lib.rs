@@ -18,16 +18,22 @@
 
 #![forbid(unsafe_code)]
 
+mod array;
 pub mod codes;
+mod collate;
 mod dataset;
 mod idx;
+mod iterable;
 mod loader;
 mod permutation;
 mod rng;
 pub mod testing;
 
+pub use array::{Array, Element};
+pub use collate::{Collate, default_collate};
 pub use dataset::{Dataset, SampleCx, SplitLength, Subset, random_split};
 pub use idx::{IdxArray, IdxImages, IdxItem, ImageBatch};
+pub use iterable::{IterableDataset, Stream, StreamCx};
 pub use leyden_process::{Error, Result};
 pub use loader::{Batch, DataLoader, DataLoaderBuilder, Epoch, Loader, LoaderState};
 pub use permutation::Permutation;

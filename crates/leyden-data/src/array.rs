@@ -1,0 +1,210 @@
+//! Arrays of numbers: what batches are made of.
+//!
+//! An [`Array`] is a shape and its elements in C order. Made while a worker process collates, it lies in the memory
+//! that the worker shares with the trainer, and crosses to it without a copy; made anywhere else it is a `Vec`. Code
+//! that makes or reads one does not see the difference.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
+use bytemuck::Pod;
+use half::{bf16, f16};
+use leyden_process::{Error, Result};
+
+use crate::codes::ARRAY_SHAPE;
+
+/// What an [`Array`] may hold.
+pub trait Element: Pod + Default + PartialEq + fmt::Debug + Send + Sync + sealed::Sealed {
+    /// The type's name, as in NumPy and safetensors.
+    const NAME: &'static str;
+}
+
+/// An n-dimensional array in C order (PyTorch: a contiguous CPU tensor).
+///
+/// ```
+/// use leyden_data::Array;
+///
+/// let rows = [[1.0_f32, 2.0], [3.0, 4.0]];
+/// let batch = Array::stack(&[2], rows.iter().map(|row| &row[..]))?;
+/// assert_eq!(batch.shape(), [2, 2]);
+/// assert_eq!(batch[..], [1.0, 2.0, 3.0, 4.0]);
+/// # Ok::<(), leyden_data::Error>(())
+/// ```
+pub struct Array<T> {
+    shape: Vec<usize>,
+    data: Vec<T>,
+}
+
+impl<T: Element> Array<T> {
+    /// An array of zeros.
+    ///
+    /// # Errors
+    /// `L0501` if the shape has more elements than memory can address; in a worker process `P0203` if the batch does
+    /// not fit into shared memory.
+    pub fn zeros(shape: &[usize]) -> Result<Self> {
+        let len = elements(shape)?;
+        Ok(Self { shape: shape.to_vec(), data: vec![T::default(); len] })
+    }
+
+    /// The elements of `data`, in C order of `shape`. No copy is made.
+    ///
+    /// # Errors
+    /// `L0501` if `data` is not as long as the shape says.
+    pub fn from_vec(shape: &[usize], data: Vec<T>) -> Result<Self> {
+        let len = elements(shape)?;
+        if data.len() != len {
+            return Err(Error::new(ARRAY_SHAPE, "a shape does not fit its elements")
+                .at("shape", format_args!("{shape:?}, {len} elements"))
+                .at("elements", data.len()));
+        }
+        Ok(Self { shape: shape.to_vec(), data })
+    }
+
+    /// Rows of shape `row`, one below the other: an array of shape `[rows, row…]`. Each element is written once.
+    ///
+    /// # Errors
+    /// `L0501` if a row is not as long as `row` says; the error names it as `item <n>`. Also as [`zeros`](Self::zeros).
+    pub fn stack<'a>(row: &[usize], rows: impl ExactSizeIterator<Item = &'a [T]>) -> Result<Self> {
+        let shape: Vec<usize> = std::iter::once(rows.len()).chain(row.iter().copied()).collect();
+        let (len, each) = (elements(&shape)?, elements(row)?);
+        let mut data = Vec::with_capacity(len);
+        for (index, elements) in rows.enumerate() {
+            if elements.len() != each {
+                return Err(Error::new(ARRAY_SHAPE, "a row does not fit the shape of its array")
+                    .at("row shape", format_args!("{row:?}, {each} elements"))
+                    .at(format!("item {index}"), format_args!("{} elements", elements.len())));
+            }
+            data.extend_from_slice(elements);
+        }
+        Ok(Self { shape, data })
+    }
+
+    /// The size of each dimension, outermost first; empty for a single number.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The elements as a `Vec`: without a copy unless they lie in shared memory.
+    pub fn into_vec(self) -> Vec<T> {
+        self.data
+    }
+
+    /// The same elements under another shape.
+    ///
+    /// # Errors
+    /// `L0501` if it has another number of elements.
+    pub fn reshape(mut self, shape: &[usize]) -> Result<Self> {
+        if elements(shape)? != self.len() {
+            return Err(Error::new(
+                ARRAY_SHAPE,
+                "an array cannot take a shape of another number of elements",
+            )
+            .at("from", format_args!("{:?}, {} elements", self.shape, self.len()))
+            .at("to", format_args!("{shape:?}")));
+        }
+        self.shape = shape.to_vec();
+        Ok(self)
+    }
+
+    /// The array's rows: slices along the first dimension, each of the product of the others. A single number has none.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[T]> {
+        let each = self.row_len();
+        (0..self.shape.first().copied().unwrap_or(0)).map(move |row| &self[row * each..(row + 1) * each])
+    }
+
+    /// The rows, to be written: how a collate function decodes each item into its place.
+    pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut [T]> {
+        let (each, rows) = (self.row_len(), self.shape.first().copied().unwrap_or(0));
+        // `chunks_exact_mut` refuses 0; rows without elements are empty slices.
+        let chunk = each.max(1);
+        let mut chunks = self.deref_mut().chunks_exact_mut(chunk);
+        (0..rows).map(move |_| if each == 0 { &mut [] } else { chunks.next().unwrap_or_default() })
+    }
+
+    fn row_len(&self) -> usize {
+        self.shape.iter().skip(1).product()
+    }
+}
+
+impl<T: Element> Deref for Array<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.data
+    }
+}
+
+impl<T: Element> DerefMut for Array<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.data
+    }
+}
+
+/// A copy on the heap, wherever the original lies.
+impl<T: Element> Clone for Array<T> {
+    fn clone(&self) -> Self {
+        Self { shape: self.shape.clone(), data: self.to_vec() }
+    }
+}
+
+impl<T: Element> PartialEq for Array<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.shape == other.shape && self[..] == other[..]
+    }
+}
+
+/// Type, shape and the first elements.
+impl<T: Element> fmt::Debug for Array<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 8;
+        write!(f, "{}{:?} ", T::NAME, self.shape)?;
+        let mut list = f.debug_list();
+        list.entries(self.iter().take(SHOWN));
+        if self.len() > SHOWN {
+            list.entry(&format_args!("… {} in all", self.len()));
+        }
+        list.finish()
+    }
+}
+
+/// An array of one dimension.
+impl<T: Element> From<Vec<T>> for Array<T> {
+    fn from(data: Vec<T>) -> Self {
+        Self { shape: vec![data.len()], data }
+    }
+}
+
+impl<T: Element> FromIterator<T> for Array<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(elements: I) -> Self {
+        elements.into_iter().collect::<Vec<T>>().into()
+    }
+}
+
+/// How many elements a shape has.
+fn elements(shape: &[usize]) -> Result<usize> {
+    let len = shape.iter().try_fold(1_usize, |len, &size| len.checked_mul(size));
+    len.filter(|&len| isize::try_from(len.saturating_mul(16)).is_ok()).ok_or_else(|| {
+        Error::new(ARRAY_SHAPE, "a shape has more elements than memory can address")
+            .at("shape", format_args!("{shape:?}"))
+            .hint("check the sizes that the shape was made of: is one of them an underflow, or read from a damaged file?")
+    })
+}
+
+macro_rules! elements {
+    ($($type:ty: $name:literal),*) => {
+        $(
+            impl Element for $type {
+                const NAME: &'static str = $name;
+            }
+            impl sealed::Sealed for $type {}
+        )*
+    };
+}
+
+elements!(u8: "u8", i8: "i8", u16: "u16", i16: "i16", u32: "u32", i32: "i32", u64: "u64", i64: "i64",
+          f16: "f16", bf16: "bf16", f32: "f32", f64: "f64");
+
+mod sealed {
+    /// Only these types cross between processes as they are.
+    pub trait Sealed {}
+}
