@@ -18,17 +18,23 @@
 
 #![forbid(unsafe_code)]
 
+mod batching;
 pub mod codes;
 mod dataset;
 mod idx;
 mod loader;
 mod permutation;
 mod rng;
+pub mod sampler;
 pub mod testing;
 
+pub use batching::{Batching, EpochOrder, Indices, Tail};
 pub use dataset::{Dataset, SampleCx, SplitLength, Subset, random_split};
 pub use idx::{IdxArray, IdxImages, IdxItem, ImageBatch};
 pub use leyden_process::{Error, Result};
 pub use loader::{Batch, DataLoader, DataLoaderBuilder, Epoch, Loader, LoaderState};
 pub use permutation::Permutation;
 pub use rng::{SampleRng, mix};
+pub use sampler::{
+    BatchOrder, BatchSampler, Order, RandomSampler, Sampler, SequentialSampler, batch_sampler_fn, sampler_fn,
+};
