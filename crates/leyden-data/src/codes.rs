@@ -40,6 +40,20 @@ pub const IDX_PAIR: Code = Code::new("L0408", exit::CONFIGURATION);
 pub const ARRAY_SHAPE: Code = Code::new("L0501", exit::TRAINING_FAILED);
 /// The samples of a batch cannot be stacked: they differ in shape or keys.
 pub const RAGGED: Code = Code::new("L0502", exit::TRAINING_FAILED);
+/// An argument of a sampler is impossible.
+pub const SAMPLER_ARGUMENT: Code = Code::new("L0601", exit::CONFIGURATION);
+/// Samples cannot be drawn with these weights.
+pub const SAMPLER_WEIGHTS: Code = Code::new("L0602", exit::CONFIGURATION);
+/// A sampler is of a larger data set.
+pub const SAMPLER_BOUND: Code = Code::new("L0603", exit::CONFIGURATION);
+/// A sampler gave something else than it promised.
+pub const SAMPLER_RESULT: Code = Code::new("L0604", exit::TRAINING_FAILED);
+/// A sampler panicked.
+pub const SAMPLER_PANICKED: Code = Code::new("L0605", exit::TRAINING_FAILED);
+/// A global batch does not divide into equal parts for the ranks.
+pub const GLOBAL_BATCH: Code = Code::new("L0606", exit::CONFIGURATION);
+/// A place in an epoch is not where a batch begins.
+pub const BATCH_POSITION: Code = Code::new("L0607", exit::CONFIGURATION);
 
 #[cfg(test)]
 mod tests {
@@ -66,6 +80,13 @@ mod tests {
             IDX_PAIR,
             ARRAY_SHAPE,
             RAGGED,
+            SAMPLER_ARGUMENT,
+            SAMPLER_WEIGHTS,
+            SAMPLER_BOUND,
+            SAMPLER_RESULT,
+            SAMPLER_PANICKED,
+            GLOBAL_BATCH,
+            BATCH_POSITION,
         ];
         for code in all {
             let path = format!("{}/../../docs/errors/{code}.md", env!("CARGO_MANIFEST_DIR"));

@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod array;
+mod batching;
 pub mod codes;
 mod collate;
 mod dataset;
@@ -27,10 +28,12 @@ mod iterable;
 mod loader;
 mod permutation;
 mod rng;
+pub mod sampler;
 pub mod testing;
 
 pub use array::{Array, Element};
 pub use collate::{Collate, default_collate};
+pub use batching::{Batching, EpochOrder, Indices, Tail};
 pub use dataset::{Dataset, SampleCx, SplitLength, Subset, random_split};
 pub use idx::{IdxArray, IdxImages, IdxItem, ImageBatch};
 pub use iterable::{IterableDataset, Stream, StreamCx};
@@ -38,3 +41,6 @@ pub use leyden_process::{Error, Result};
 pub use loader::{Batch, DataLoader, DataLoaderBuilder, Epoch, Loader, LoaderState};
 pub use permutation::Permutation;
 pub use rng::{SampleRng, mix};
+pub use sampler::{
+    BatchOrder, BatchSampler, Order, RandomSampler, Sampler, SequentialSampler, batch_sampler_fn, sampler_fn,
+};

@@ -1,0 +1,491 @@
+//! How the positions of an epoch become the batches of each rank; which samples stand there is the sampler's.
+//!
+//! With a global batch of B, step *t* covers positions [tB, (t+1)B) of the epoch's order, and of W ranks each takes
+//! the next B/W of them: the ranks' batches put together are the batch of a single rank, for each W. So a place in
+//! an epoch is a number of positions, and what was stopped on four ranks goes on on two ([`Batching::batch_at`]).
+//! With a batch sampler the positions are batches: step *t* covers W of them, and each rank takes one.
+//!
+//! All ranks have the same number of batches. What is left at the end, fewer positions than a step, goes by [`Tail`].
+//! This is the place of PyTorch's `DistributedSampler`, which repeats samples from the start without a mark
+//! ([`Tail::Pad`] with one), and gives ranks every W-th position.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use leyden_process::{Error, Panic, Result, contain};
+
+use crate::codes::{
+    BATCH_POSITION, GLOBAL_BATCH, LOADER_ARGUMENT, NO_BATCHES, SAMPLER_BOUND, SAMPLER_PANICKED,
+    SAMPLER_RESULT, UNEVEN_TAIL,
+};
+use crate::sampler::{BatchOrder, BatchSampler, Order, RandomSampler, Sampler, SequentialSampler};
+
+/// What becomes of the last positions of an epoch where they do not fill a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tail {
+    /// They are split as evenly as it goes, earlier ranks first, so that last batches may differ by one sample
+    /// between ranks. Fewer positions than ranks are refused. The default: each sample counts once, and nothing is
+    /// left out unasked.
+    #[default]
+    Exact,
+    /// They are left out (PyTorch: `drop_last=True`).
+    Drop,
+    /// They are split evenly, after as many positions from the start of the epoch were added as that takes, fewer
+    /// than there are ranks (PyTorch: `DistributedSampler` with `drop_last=False`). [`Indices::padding`] counts
+    /// them, so that a metric can leave them out.
+    Pad,
+}
+
+/// How positions become the batches of each rank (PyTorch: `BatchSampler` and `DistributedSampler`).
+///
+/// ```
+/// use leyden_data::Batching;
+///
+/// let rank = |rank| Batching::whole(8, false).global_batch_size(4).rank(rank, 2);
+/// rank(1).validate()?;
+/// assert_eq!(rank(0).epoch(42, 0)?.batch(1)?.indices, [4, 5]);
+/// assert_eq!(rank(1).epoch(42, 0)?.batch(1)?.indices, [6, 7]);
+/// # Ok::<(), leyden_data::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Batching {
+    source: Source,
+    /// Length of the data set.
+    samples: usize,
+    /// Whether every epoch has the order of the first.
+    fixed: bool,
+    batch_size: Option<usize>,
+    global_batch_size: Option<usize>,
+    tail: Tail,
+    rank: usize,
+    world_size: usize,
+}
+
+#[derive(Clone)]
+enum Source {
+    Samples {
+        sampler: Arc<dyn Sampler>,
+        /// Whether it is one of [`Batching::whole`].
+        whole: bool,
+    },
+    Batches(Arc<dyn BatchSampler>),
+}
+
+impl Batching {
+    /// Batches of all of a data set of `samples` samples, in its order or shuffled anew in each epoch.
+    pub fn whole(samples: usize, shuffle: bool) -> Self {
+        let sampler: Arc<dyn Sampler> = match shuffle {
+            true => Arc::new(RandomSampler::new(samples)),
+            false => Arc::new(SequentialSampler::new(samples)),
+        };
+        Self::of(Source::Samples { sampler, whole: true }, samples)
+    }
+
+    /// Batches of a data set of `samples` samples, in the order of `sampler`.
+    pub fn new(samples: usize, sampler: impl Sampler + 'static) -> Self {
+        Self::of(Source::Samples { sampler: Arc::new(sampler), whole: false }, samples)
+    }
+
+    /// The batches that `sampler` makes of a data set of `samples` samples. In each step, each rank takes one.
+    pub fn of_batches(samples: usize, sampler: impl BatchSampler + 'static) -> Self {
+        Self::of(Source::Batches(Arc::new(sampler)), samples)
+    }
+
+    fn of(source: Source, samples: usize) -> Self {
+        Self {
+            source,
+            samples,
+            fixed: false,
+            batch_size: None,
+            global_batch_size: None,
+            tail: Tail::default(),
+            rank: 0,
+            world_size: 1,
+        }
+    }
+
+    /// Samples per batch, on each rank (default 1).
+    #[must_use]
+    pub fn batch_size(mut self, samples: usize) -> Self {
+        self.batch_size = Some(samples);
+        self
+    }
+
+    /// Samples per step, on all ranks together, in place of `batch_size`: what is trained on does not depend on how
+    /// many ranks there are.
+    #[must_use]
+    pub fn global_batch_size(mut self, samples: usize) -> Self {
+        self.global_batch_size = Some(samples);
+        self
+    }
+
+    /// What becomes of an incomplete last step (default [`Tail::Exact`]).
+    #[must_use]
+    pub fn tail(mut self, tail: Tail) -> Self {
+        self.tail = tail;
+        self
+    }
+
+    /// Which part of each step to take: that of `rank` of `world_size` (default 0 of 1: all).
+    #[must_use]
+    pub fn rank(mut self, rank: usize, world_size: usize) -> Self {
+        self.rank = rank;
+        self.world_size = world_size;
+        self
+    }
+
+    /// Fixes the order, for overfitting a few batches: to that of the data set, or to the sampler's for epoch 0 where
+    /// there is one, which may leave samples out on purpose.
+    pub fn set_sequential(&mut self) {
+        match &mut self.source {
+            Source::Samples { sampler, whole: true } => {
+                *sampler = Arc::new(SequentialSampler::new(self.samples))
+            }
+            Source::Samples { .. } | Source::Batches(_) => self.fixed = true,
+        }
+    }
+
+    /// Whether the order may change from epoch to epoch.
+    pub fn is_shuffled(&self) -> bool {
+        !self.fixed
+            && match &self.source {
+                Source::Samples { sampler, .. } => sampler.is_shuffled(),
+                Source::Batches(sampler) => sampler.is_shuffled(),
+            }
+    }
+
+    /// Batches per epoch, on this rank; the same on every rank.
+    pub fn batches(&self) -> usize {
+        self.positions() / self.step() + usize::from(self.tail != Tail::Drop && self.left() > 0)
+    }
+
+    /// The order of an epoch, from which its batches are made in any order. It costs what the sampler's order does.
+    ///
+    /// # Errors
+    /// The sampler's, or `L0605` if it panicked.
+    pub fn epoch(&self, seed: u64, epoch: u64) -> Result<EpochOrder> {
+        let asked = if self.fixed { 0 } else { epoch };
+        let order = contain(|| match &self.source {
+            Source::Samples { sampler, .. } => sampler.order(seed, asked).map(Orders::Samples),
+            Source::Batches(sampler) => sampler.order(seed, asked).map(Orders::Batches),
+        })
+        .unwrap_or_else(|panic| Err(panicked(panic)))
+        .map_err(|error| {
+            error.at_if_absent("epoch", epoch).at_if_absent("sampler", self.sampler_identity())
+        })?;
+        Ok(EpochOrder { batching: self.clone(), order })
+    }
+
+    /// What the order of the data depends on besides seed and epoch, in words. Not the size of batches and the number
+    /// of ranks: a place in the order outlives them ([`Batching::position_of`]).
+    pub fn identity(&self) -> String {
+        let fixed = if self.fixed { ", fixed to epoch 0" } else { "" };
+        format!("{} samples, {}{fixed}", self.samples, self.sampler_identity())
+    }
+
+    /// Positions of the epoch before batch `batch`, of all ranks together: a place in the data that does not depend on
+    /// the number of ranks. Positions are samples, with a batch sampler batches; padding is not counted.
+    pub fn position_of(&self, batch: usize) -> u64 {
+        batch.saturating_mul(self.step()).min(self.positions()) as u64
+    }
+
+    /// The batch that begins at a position, or the number of batches where the epoch is over: the inverse of
+    /// [`Batching::position_of`], also of one with other ranks or another batch size.
+    ///
+    /// # Errors
+    /// `L0607` if no batch begins there, or the epoch ends before it.
+    pub fn batch_at(&self, position: u64) -> Result<usize> {
+        let batches = self.batches();
+        let over = self.position_of(batches)..=self.positions() as u64;
+        if over.contains(&position) {
+            return Ok(batches);
+        }
+        let batch = (position / self.step() as u64) as usize;
+        if batch < batches && self.position_of(batch) == position {
+            return Ok(batch);
+        }
+        let unit = self.unit();
+        Err(Error::new(BATCH_POSITION, "a place in an epoch is not where a batch begins")
+            .at("position", position)
+            .at("one step", format_args!("{} {unit} on {} ranks", self.step(), self.world_size))
+            .at("epoch", format_args!("{} {unit}", self.positions()))
+            .why("going on from there would repeat or miss samples")
+            .hint(
+                "use the global batch size of the run that stopped there, or one that divides the position",
+            ))
+    }
+
+    /// Positions that one step covers on all ranks. It saturates where a batch is larger than any data set.
+    pub fn step(&self) -> usize {
+        let step = match (&self.source, self.global_batch_size) {
+            (Source::Batches(_), _) => self.world_size,
+            (Source::Samples { .. }, Some(samples)) => samples,
+            (Source::Samples { .. }, None) => self.batch_size.unwrap_or(1).saturating_mul(self.world_size),
+        };
+        // Where `validate` refuses it: no division by zero before.
+        step.max(1)
+    }
+
+    /// Positions of an epoch, of all ranks together.
+    pub fn positions(&self) -> usize {
+        match &self.source {
+            Source::Samples { sampler, .. } => sampler.len(),
+            Source::Batches(sampler) => sampler.len(),
+        }
+    }
+
+    /// Positions of the last, incomplete step.
+    fn left(&self) -> usize {
+        self.positions() % self.step()
+    }
+
+    /// What a position is.
+    fn unit(&self) -> &'static str {
+        match self.source {
+            Source::Samples { .. } => "samples",
+            Source::Batches(_) => "batches",
+        }
+    }
+
+    fn sampler_identity(&self) -> String {
+        match &self.source {
+            Source::Samples { sampler, .. } => sampler.identity(),
+            Source::Batches(sampler) => sampler.identity(),
+        }
+    }
+
+    /// The positions of this rank's batch. Those from the epoch's length on are padding.
+    fn share(&self, batch: usize) -> Range<usize> {
+        let Self { rank, world_size, .. } = *self;
+        let start = batch * self.step();
+        let left = self.positions() - start;
+        let (share, extra) = match (left >= self.step(), self.tail) {
+            (true, _) => (self.step() / world_size, 0),
+            (false, Tail::Pad) => (left.div_ceil(world_size), 0),
+            (false, Tail::Exact | Tail::Drop) => (left / world_size, left % world_size),
+        };
+        let start = start + rank * share + rank.min(extra);
+        start..start + share + usize::from(rank < extra)
+    }
+
+    /// Checks what it was given.
+    ///
+    /// # Errors
+    /// `L0101` for a batch size of 0, two batch sizes, or a rank outside the world; `L0606` if the global batch does
+    /// not divide among the ranks; `L0603` if the sampler is of a larger data set; `L0102` if an epoch would have no
+    /// batches; `L0103` if its last step would leave a rank without a sample.
+    pub fn validate(&self) -> Result<()> {
+        self.validate_sizes()?;
+        self.validate_sampler()?;
+        self.validate_steps()
+    }
+
+    fn validate_sizes(&self) -> Result<()> {
+        let Self { batch_size, global_batch_size, rank, world_size, .. } = *self;
+        for (name, size) in [("batch_size", batch_size), ("global_batch_size", global_batch_size)] {
+            if size == Some(0) {
+                return Err(Error::new(LOADER_ARGUMENT, "a batch must have at least one sample")
+                    .at(name, 0)
+                    .hint(format!("set `.{name}(n)` to 1 or more")));
+            }
+            if let (Source::Batches(sampler), Some(size)) = (&self.source, size) {
+                return Err(Error::new(
+                    LOADER_ARGUMENT,
+                    "a batch sampler decides which samples form a batch",
+                )
+                .at(name, size)
+                .at("batch sampler", sampler.identity())
+                .hint(format!("leave out `.{name}(n)`, or use a sampler")));
+            }
+        }
+        if let (Some(batch_size), Some(global)) = (batch_size, global_batch_size) {
+            return Err(Error::new(LOADER_ARGUMENT, "a batch has two sizes")
+                .at("batch_size", format_args!("{batch_size} on each rank"))
+                .at("global_batch_size", format_args!("{global} on all ranks together"))
+                .hint("set one of them"));
+        }
+        if rank >= world_size {
+            return Err(Error::new(LOADER_ARGUMENT, "the rank is not in the world")
+                .at("rank", rank)
+                .at("world_size", world_size)
+                .hint("ranks go from 0 to the world size less one"));
+        }
+        match global_batch_size {
+            Some(global) if global % world_size != 0 => Err(indivisible(global, world_size)),
+            _ => Ok(()),
+        }
+    }
+
+    fn validate_sampler(&self) -> Result<()> {
+        if self.samples == 0 {
+            return Err(Error::new(NO_BATCHES, "the data set is empty")
+                .hint("check the path, the filter or the split that it was made with"));
+        }
+        let bound = match &self.source {
+            Source::Samples { sampler, .. } => sampler.bound(),
+            Source::Batches(sampler) => sampler.bound(),
+        };
+        match bound {
+            Some(bound) if bound > self.samples => {
+                Err(Error::new(SAMPLER_BOUND, "the sampler is of a larger data set")
+                    .at("sampler", self.sampler_identity())
+                    .at("largest index", bound - 1)
+                    .at("data set", format_args!("{} samples", self.samples))
+                    .hint("make the sampler with this data set's length: a subset or a split counts from 0"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn validate_steps(&self) -> Result<()> {
+        let (world_size, unit) = (self.world_size, self.unit());
+        let per_rank = self.step() / world_size;
+        if self.positions() == 0 {
+            return Err(Error::new(NO_BATCHES, "the sampler visits no samples")
+                .at("sampler", self.sampler_identity())
+                .at("data set", format_args!("{} samples", self.samples))
+                .hint("check what the sampler was made with"));
+        }
+        if self.batches() == 0 {
+            return Err(Error::new(NO_BATCHES, "`drop_last` drops the only step")
+                .at(unit, self.positions())
+                .at("one step", format_args!("{} ({per_rank} on each of {world_size} ranks)", self.step()))
+                .hint("use a smaller `batch_size`, more data, or `.drop_last(false)`"));
+        }
+        if self.tail == Tail::Exact && (1..world_size).contains(&self.left()) {
+            let what = format!("the last step of an epoch has fewer {unit} than there are ranks");
+            let error = Error::new(UNEVEN_TAIL, what)
+                .at("last step", format_args!("{} {unit} for {world_size} ranks", self.left()))
+                .at(unit, self.positions());
+            let (error, remedy) = match self.source {
+                Source::Samples { .. } => (
+                    error.at("batch_size", format_args!("{per_rank} on each rank")),
+                    "another `batch_size`, or fewer samples",
+                ),
+                Source::Batches(_) => (error, "another number of batches"),
+            };
+            return Err(error
+                .why("a rank without a batch would wait for ever, or train on a sample twice")
+                .hint(format!("use `.drop_last(true)`, {remedy}")));
+        }
+        Ok(())
+    }
+}
+
+/// The settings; a sampler is known by its identity.
+impl fmt::Debug for Batching {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batching")
+            .field("samples", &self.samples)
+            .field("sampler", &self.sampler_identity())
+            .field("step", &self.step())
+            .field("tail", &self.tail)
+            .field("rank", &self.rank)
+            .field("world_size", &self.world_size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The order of one epoch, cut into this rank's batches. It may be shared by threads: no batch depends on another.
+pub struct EpochOrder {
+    batching: Batching,
+    order: Orders,
+}
+
+enum Orders {
+    Samples(Box<dyn Order>),
+    Batches(Box<dyn BatchOrder>),
+}
+
+/// The samples of one batch of one rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Indices {
+    /// One or more indices, each below the data set's length.
+    pub indices: Vec<usize>,
+    /// How many of them, at the end, are repeats that fill a step ([`Tail::Pad`]).
+    pub padding: usize,
+    /// Where they stand in the epoch's order: `indices[i]` at `positions.start + i`. With a batch sampler, which batch
+    /// of the epoch it is. Padding stands after the end.
+    pub positions: Range<usize>,
+}
+
+impl EpochOrder {
+    /// The samples of this rank's batch `index`. A microsecond or two for 64 samples of a shuffled order.
+    ///
+    /// # Errors
+    /// `L0607` if the epoch has no such batch, `L0604` if the sampler gave an index outside the data set or an empty
+    /// batch, `L0605` if it panicked.
+    pub fn batch(&self, index: usize) -> Result<Indices> {
+        let Self { batching, order } = self;
+        if index >= batching.batches() {
+            return Err(Error::new(BATCH_POSITION, "an epoch has no batch after its last")
+                .at("asked for", format_args!("batch {index}"))
+                .at("available", format_args!("{} batches", batching.batches())));
+        }
+        let positions = batching.share(index);
+        let epoch = batching.positions();
+        let padding = positions.end.saturating_sub(epoch).min(positions.len());
+        let indices = contain(|| match order {
+            Orders::Samples(order) => positions.clone().map(|position| order.at(position % epoch)).collect(),
+            Orders::Batches(order) => order.batch(positions.start % epoch),
+        })
+        .map_err(|panic| self.blame(panicked(panic), &positions))?;
+        let padding = match order {
+            Orders::Samples(_) => padding,
+            Orders::Batches(_) => padding * indices.len(),
+        };
+        self.check(&indices, &positions)?;
+        Ok(Indices { indices, padding, positions })
+    }
+
+    fn check(&self, indices: &[usize], positions: &Range<usize>) -> Result<()> {
+        let samples = self.batching.samples;
+        if indices.is_empty() {
+            let error = Error::new(SAMPLER_RESULT, "a batch sampler gave an empty batch")
+                .hint("leave the batch out, and count it out of the sampler's `len`");
+            return Err(self.blame(error, positions));
+        }
+        match indices.iter().position(|&index| index >= samples) {
+            None => Ok(()),
+            Some(place) => {
+                let error = Error::new(SAMPLER_RESULT, "a sampler gave an index outside the data set")
+                    .at("index", indices[place])
+                    .at("data set", format_args!("{samples} samples"))
+                    .hint("indices go from 0 to the data set's length less one");
+                Err(self.blame(error, positions).at("place in the batch", place))
+            }
+        }
+    }
+
+    /// Adds whose error it is, and where in the epoch.
+    fn blame(&self, error: Error, positions: &Range<usize>) -> Error {
+        error
+            .at("sampler", self.batching.sampler_identity())
+            .at("positions", format_args!("{positions:?} of the epoch"))
+    }
+}
+
+impl fmt::Debug for EpochOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EpochOrder").field("batching", &self.batching).finish_non_exhaustive()
+    }
+}
+
+fn panicked(panic: Panic) -> Error {
+    panic.explain(Error::new(SAMPLER_PANICKED, "a sampler panicked"))
+}
+
+fn indivisible(global: usize, world_size: usize) -> Error {
+    let below = global / world_size * world_size;
+    let error = Error::new(GLOBAL_BATCH, "the global batch does not divide into equal parts for the ranks")
+        .at("global_batch_size", global)
+        .at("world_size", world_size);
+    let above = below.saturating_add(world_size);
+    match below {
+        0 => error.hint(format!("use a global batch size of {above}, or at most {global} ranks")),
+        _ => error.hint(format!(
+            "use a global batch size of {below} or {above}, or a number of ranks that divides {global}"
+        )),
+    }
+}
