@@ -36,6 +36,20 @@ pub const IDX_SIZE: Code = Code::new("L0406", exit::CONFIGURATION);
 pub const IDX_GZIP: Code = Code::new("L0407", exit::CONFIGURATION);
 /// Images and labels do not fit together.
 pub const IDX_PAIR: Code = Code::new("L0408", exit::CONFIGURATION);
+/// Every sample of a batch was left out as bad.
+pub const NOTHING_LEFT: Code = Code::new("L0203", exit::TRAINING_FAILED);
+/// A worker cannot be started.
+pub const WORKER_START: Code = Code::new("L0901", exit::TRAINING_FAILED);
+/// The data set's `worker_init` failed.
+pub const WORKER_INIT: Code = Code::new("L0902", exit::TRAINING_FAILED);
+/// A worker was at one batch for too long.
+pub const WORKER_STUCK: Code = Code::new("L0903", exit::WORKER_DIED);
+/// A worker process died, and may not be replaced any more.
+pub const WORKER_DIED: Code = Code::new("L0904", exit::WORKER_DIED);
+/// A sample kills the workers that load it.
+pub const POISON: Code = Code::new("L0905", exit::WORKER_DIED);
+/// The workers can take on no more batches.
+pub const BUSY: Code = Code::new("L0906", exit::TRAINING_FAILED);
 /// An array's shape and elements do not fit together.
 pub const ARRAY_SHAPE: Code = Code::new("L0501", exit::TRAINING_FAILED);
 /// The samples of a batch cannot be stacked: they differ in shape or keys.
@@ -78,6 +92,13 @@ mod tests {
             IDX_SIZE,
             IDX_GZIP,
             IDX_PAIR,
+            NOTHING_LEFT,
+            WORKER_START,
+            WORKER_INIT,
+            WORKER_STUCK,
+            WORKER_DIED,
+            POISON,
+            BUSY,
             ARRAY_SHAPE,
             RAGGED,
             SAMPLER_ARGUMENT,

@@ -43,7 +43,7 @@ use crate::rng::{SampleRng, mix};
     note = "implement `leyden::Dataset` for it: `len`, `get` (one sample) and `collate` (samples to a batch)",
     note = "an `Arc<D>` is a data set where `D` is one and `Sync`"
 )]
-pub trait Dataset: Send {
+pub trait Dataset: Send + Sync {
     /// One sample. It lives from `get` to `collate`; a handle that `collate` resolves is the fastest.
     type Item;
     /// What the training step receives.
@@ -70,9 +70,29 @@ pub trait Dataset: Send {
     /// # Errors
     /// Any, such as samples of different shapes; the loader adds the batch and epoch.
     fn collate(&self, items: Vec<Self::Item>) -> Result<Self::Batch>;
+
+    /// Prepares a worker, once on each thread or process, before its first sample (PyTorch: `worker_init_fn`). It does
+    /// not run where there are no workers. The default does nothing.
+    ///
+    /// # Errors
+    /// Any; building the loader fails with it.
+    fn worker_init(&self, worker: &WorkerInfo) -> Result<()> {
+        let _ = worker;
+        Ok(())
+    }
 }
 
-impl<D: Dataset + Sync> Dataset for Arc<D> {
+/// Which worker this is (PyTorch: `get_worker_info`). It must not enter what samples look like: they belong to seed,
+/// epoch and index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerInfo {
+    /// The worker's number, from 0. One that replaces another has its number.
+    pub worker: usize,
+    /// How many there are.
+    pub workers: usize,
+}
+
+impl<D: Dataset> Dataset for Arc<D> {
     type Item = D::Item;
     type Batch = D::Batch;
 
@@ -86,6 +106,10 @@ impl<D: Dataset + Sync> Dataset for Arc<D> {
 
     fn collate(&self, items: Vec<D::Item>) -> Result<D::Batch> {
         D::collate(self, items)
+    }
+
+    fn worker_init(&self, worker: &WorkerInfo) -> Result<()> {
+        D::worker_init(self, worker)
     }
 }
 
@@ -169,6 +193,10 @@ impl<D: Dataset> Dataset for Subset<D> {
 
     fn collate(&self, items: Vec<D::Item>) -> Result<D::Batch> {
         self.dataset.collate(items)
+    }
+
+    fn worker_init(&self, worker: &WorkerInfo) -> Result<()> {
+        self.dataset.worker_init(worker)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! **Sample-addressed.** Which sample stands where in an epoch, and what randomness it gets, are functions of (seed,
 //! epoch, position) and of nothing else. There is no iterator state to save and no global generator to restore: a
-//! position in the data is a few integers ([`LoaderState`]), and going on from it costs the same at the first batch
+//! position in the data is a few integers ([`Cursor`]), and going on from it costs the same at the first batch
 //! and at the millionth. The two functions are a keyed bijection ([`Permutation`]) and a generator keyed by the
 //! sample ([`SampleRng`]).
 //!
@@ -14,7 +14,7 @@
 //! data set's code is such an error too. The loader stays usable after either, and an epoch has the number of
 //! batches it said, whatever they are: it never just ends.
 //!
-//! There are no tensors here and no worker processes, and ranks are two numbers.
+//! There are no tensors here, and ranks are two numbers.
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ mod array;
 mod batching;
 pub mod codes;
 mod collate;
+mod cursor;
 mod dataset;
 mod idx;
 mod iterable;
@@ -29,18 +30,22 @@ mod loader;
 mod permutation;
 mod rng;
 pub mod sampler;
+mod say;
 pub mod testing;
+mod workers;
 
 pub use array::{Array, Element};
-pub use collate::{Collate, default_collate};
 pub use batching::{Batching, EpochOrder, Indices, Tail};
-pub use dataset::{Dataset, SampleCx, SplitLength, Subset, random_split};
+pub use collate::{Collate, default_collate};
+pub use cursor::Cursor;
+pub use dataset::{Dataset, SampleCx, SplitLength, Subset, WorkerInfo, random_split};
 pub use idx::{IdxArray, IdxImages, IdxItem, ImageBatch};
 pub use iterable::{IterableDataset, Stream, StreamCx};
 pub use leyden_process::{Error, Result};
-pub use loader::{Batch, DataLoader, DataLoaderBuilder, Epoch, Loader, LoaderState};
+pub use loader::{BadSample, Batch, DataLoader, DataLoaderBuilder, Epoch, Loader, Timings};
 pub use permutation::Permutation;
 pub use rng::{SampleRng, mix};
 pub use sampler::{
     BatchOrder, BatchSampler, Order, RandomSampler, Sampler, SequentialSampler, batch_sampler_fn, sampler_fn,
 };
+pub use workers::{CrewPlan, InlineWorkers, Started, ThreadWorkers, Workers, WorkersFor};

@@ -1,37 +1,51 @@
-//! Batches of a data set, in an order that is a function of seed, epoch and position.
+//! Batches of a data set, in an order that is a function of seed, epoch and position, made by workers or without.
 //!
-//! `DataLoader` works on the caller's thread, one batch when asked for one: no workers, no prefetch, nothing to
-//! shut down. It holds no position; an epoch is an iterator made on demand, from any batch, in O(1), shuffled or
-//! not.
+//! A `DataLoader` holds no position: an epoch is an iterator made on demand, from any batch. Which samples form a batch
+//! is decided here, by [`Batching`]; a worker is told the samples and makes the batch. So it does not matter how many
+//! workers there are, of which kind, in which order they finish, or whether one died on the way: [`Workers::inline`] is
+//! the specification, and all others give the same bits.
 //!
-//! With W ranks and a batch size of B per rank, step *t* covers positions [tBW, (t+1)BW) of the epoch's order, and
-//! rank *r* takes the *r*-th slice of B. Every sample of an epoch is seen once, on one rank: nothing is padded or
-//! repeated (PyTorch's `DistributedSampler` repeats samples from the start instead). The tail of fewer than BW
-//! positions is dropped with `drop_last`, and otherwise split as evenly as it goes, earlier ranks first, so that
-//! last batches may differ by one sample between ranks: weigh by [`Batch::samples`]. All ranks have the same number
-//! of batches; a tail that cannot give each rank a sample is refused when the loader is built.
+//! Work is asked for ahead, `prefetch_factor` batches for each worker. The oldest unstarted batch goes to whoever is
+//! free, and batches come back in their order. An epoch ends by count.
+//!
+//! [`Workers::inline`]: crate::Workers::inline
 
+mod builder;
+mod task;
+mod threads;
+mod timings;
+
+use std::collections::VecDeque;
 use std::fmt;
 use std::iter::FusedIterator;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use leyden_process::{Code, Error, Result, contain};
-use serde::{Deserialize, Serialize};
+use leyden_process::{Error, Result};
 
-use crate::codes::{
-    COLLATE_PANICKED, GET_PANICKED, LOADER_ARGUMENT, NO_BATCHES, STATE_MISMATCH, UNEVEN_TAIL,
-};
-use crate::dataset::{Dataset, SampleCx};
-use crate::permutation::Permutation;
-use crate::rng::mix;
+pub use self::builder::{BadSample, DataLoaderBuilder};
+pub(crate) use self::task::{Loaded, Task, load};
+pub(crate) use self::threads::Threads;
+pub use self::timings::Timings;
+
+use self::timings::Meter;
+use crate::batching::{Batching, EpochOrder};
+use crate::codes::{BUSY, STATE_MISMATCH};
+use crate::cursor::Cursor;
+use crate::dataset::Dataset;
 
 /// What a training step gets from a loader.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch<B> {
     /// What the data set's `collate` made.
     pub data: B,
-    /// How many samples are in it: the batch size, or fewer at the end of an epoch.
+    /// How many samples in it count: the batch size, or fewer at the end of an epoch or where bad ones were left out.
     pub samples: usize,
+    /// How many samples at its end are repeats, which fill up an incomplete step ([`Tail::Pad`](crate::Tail::Pad)) and
+    /// do not count.
+    pub padding: usize,
     /// Its number within the epoch, from 0.
     pub index: usize,
 }
@@ -55,9 +69,6 @@ pub trait Loader<B>: Send {
     /// could not be made; it may be asked on after one.
     fn epoch(&self, epoch: u64, from: usize) -> Box<dyn Iterator<Item = Result<Batch<B>>> + '_>;
 
-    /// Whether the order changes from epoch to epoch.
-    fn is_shuffled(&self) -> bool;
-
     /// Fixes the order to that of the data set, for overfitting a few batches.
     fn set_sequential(&mut self);
 
@@ -73,7 +84,7 @@ pub trait Loader<B>: Send {
     }
 }
 
-/// Batches of a data set, made on the caller's thread (PyTorch: `DataLoader` with `num_workers=0`).
+/// Batches of a data set (PyTorch: `DataLoader`).
 ///
 /// ```
 /// # use leyden_data::{Dataset, Result, SampleCx};
@@ -87,46 +98,92 @@ pub trait Loader<B>: Send {
 /// # }
 /// use leyden_data::DataLoader;
 ///
-/// let loader = DataLoader::builder(Squares).batch_size(4).shuffle(true).seed(42).build()?;
+/// let loader = DataLoader::builder(Squares).batch_size(4).shuffle(true).seed(42).num_workers(2).build()?;
 /// let sizes: Vec<usize> = loader.epoch(0).map(|batch| Ok(batch?.samples)).collect::<Result<_>>()?;
 /// assert_eq!(sizes, [4, 4, 2]);
 /// # Ok::<(), leyden_data::Error>(())
 /// ```
-#[derive(Clone)]
-pub struct DataLoader<D> {
-    dataset: D,
-    /// The data set's length when the loader was built.
-    samples: usize,
-    batch_size: usize,
-    shuffle: bool,
+///
+/// A clone shares data set and workers, and has its own settings of order.
+pub struct DataLoader<D: Dataset> {
+    dataset: Arc<D>,
+    batching: Batching,
     /// `None`: nobody has chosen one.
     seed: Option<u64>,
-    drop_last: bool,
-    rank: usize,
-    world_size: usize,
+    bad_sample: BadSample,
+    crew: Crew<D>,
+    /// How many batches an epoch asks for ahead.
+    ahead: usize,
+    meter: Arc<Meter>,
+    delivered: Arc<Mutex<Delivered>>,
+}
+
+/// The newest batch that was handed out: the place of the next one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Delivered {
+    epoch: u64,
+    next: usize,
+}
+
+/// Who makes batches.
+enum Crew<D: Dataset> {
+    /// Whoever asks for them.
+    Caller,
+    /// Workers that live as long as the loader.
+    Persistent(Arc<dyn Backend<D::Batch>>),
+    /// Workers that are started for each epoch.
+    PerEpoch(Start<D::Batch>),
+}
+
+/// Starts workers, where there are any to start.
+type Start<B> = Arc<dyn Fn() -> Result<Option<Arc<dyn Backend<B>>>> + Send + Sync>;
+
+impl<D: Dataset> Clone for Crew<D> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Caller => Self::Caller,
+            Self::Persistent(backend) => Self::Persistent(Arc::clone(backend)),
+            Self::PerEpoch(start) => Self::PerEpoch(Arc::clone(start)),
+        }
+    }
+}
+
+/// Workers of some kind. A ticket names a batch that was asked for; no two have the same.
+pub(crate) trait Backend<B>: Send + Sync {
+    /// Asks for a batch. It gives the task back where nothing more can be taken on.
+    fn post(&self, ticket: u64, task: Task) -> Result<Option<Task>>;
+
+    /// Waits for the batch, within its own limits.
+    fn take(&self, ticket: u64) -> Result<Loaded<B>>;
+
+    /// Nobody will take this one.
+    fn withdraw(&self, ticket: u64);
+}
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// A worker is told of.
+    pub(crate) warn: Duration,
+    /// A worker is ended.
+    pub(crate) stuck: Duration,
+    /// A worker is ready.
+    pub(crate) start: Duration,
+    /// How many workers may be replaced in an epoch.
+    pub(crate) restarts: usize,
 }
 
 impl<D: Dataset> DataLoader<D> {
-    fn seed(&self) -> u64 {
-        self.seed.unwrap_or(0)
-    }
-
     /// A loader of `dataset`, to be configured.
-    pub fn builder(dataset: D) -> DataLoaderBuilder<D> {
-        let loader = Self {
-            dataset,
-            samples: 0,
-            batch_size: 1,
-            shuffle: false,
-            seed: None,
-            drop_last: false,
-            rank: 0,
-            world_size: 1,
-        };
-        DataLoaderBuilder { loader }
+    pub fn builder(dataset: D) -> DataLoaderBuilder<D>
+    where
+        D: 'static,
+    {
+        DataLoaderBuilder::new(dataset)
     }
 
-    /// The batches of an epoch. For a part of it, see [`Loader::epoch`].
+    /// The batches of an epoch; workers begin at once. For a part of it, see [`resume`](Self::resume) and
+    /// [`Loader::epoch`].
     pub fn epoch(&self, epoch: u64) -> Epoch<'_, D> {
         self.epoch_from(epoch, 0)
     }
@@ -136,133 +193,81 @@ impl<D: Dataset> DataLoader<D> {
         &self.dataset
     }
 
-    /// The place before batch `batch` of `epoch`, with what it depends on. It is the same on every rank.
-    pub fn state(&self, epoch: u64, batch: usize) -> LoaderState {
-        LoaderState {
+    /// How samples are put together to batches.
+    pub fn batching(&self) -> &Batching {
+        &self.batching
+    }
+
+    /// The place after the newest batch that was handed out, whichever epoch it was of: what to save, to go on from with
+    /// [`resume`](Self::resume). Batches that workers have made ahead do not count.
+    pub fn cursor(&self) -> Cursor {
+        let Delivered { epoch, next } = *self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
+        self.cursor_at(epoch, next)
+    }
+
+    /// The place before batch `batch` of `epoch`.
+    pub fn cursor_at(&self, epoch: u64, batch: usize) -> Cursor {
+        Cursor {
             seed: self.seed(),
             epoch,
-            batch,
-            shuffle: self.shuffle,
-            batch_size: self.batch_size,
-            samples: self.samples,
-            world_size: self.world_size,
+            position: self.batching.position_of(batch),
+            identity: self.batching.identity(),
         }
     }
 
-    /// Whether going on from `state` with this loader continues the same epoch, sample for sample.
+    /// The rest of an epoch, from a place that this loader or an equal one has given: with other workers, or with
+    /// `global_batch_size` on another number of ranks, but the same data, order, batch size and seed.
     ///
     /// # Errors
-    /// `L0104` with both sides of everything that differs, or if the epoch has fewer batches than `state.batch`.
-    pub fn check(&self, state: &LoaderState) -> Result<()> {
-        let now = self.state(state.epoch, state.batch);
-        let changed: Vec<(&str, String, String)> = [
-            ("samples", state.samples.to_string(), now.samples.to_string()),
-            ("batch_size", state.batch_size.to_string(), now.batch_size.to_string()),
-            ("world_size", state.world_size.to_string(), now.world_size.to_string()),
-            ("shuffle", state.shuffle.to_string(), now.shuffle.to_string()),
-            ("seed", state.seed.to_string(), now.seed.to_string()),
-        ]
-        .into_iter()
-        .filter(|(_, saved, now)| saved != now)
-        .collect();
-        if changed.is_empty() {
-            return self.check_start(state.epoch, state.batch);
-        }
-        let error = Error::new(STATE_MISMATCH, "the loader is not the one whose state was saved")
-            .why("the saved batch would be another place in another order: samples would repeat or be missed")
-            .hint(
-                "give the loader the saved values, or start at the beginning of an epoch without the state",
-            );
-        Err(changed.into_iter().fold(error, |error, (name, saved, now)| {
-            error.at(name, format_args!("{saved} when saved, {now} now"))
-        }))
+    /// `L0104` with both sides of what differs, or if the place is not where one of this loader's batches begins.
+    pub fn resume(&self, cursor: &Cursor) -> Result<Epoch<'_, D>> {
+        cursor.check(&self.cursor_at(cursor.epoch, 0))?;
+        let batch = self.batching.batch_at(cursor.position)?;
+        self.check_start(cursor.epoch, batch)?;
+        Ok(self.epoch_from(cursor.epoch, batch))
+    }
+
+    /// What batches have cost so far, and what the loader waited for.
+    pub fn timings(&self) -> Timings {
+        self.meter.read()
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed.unwrap_or(0)
     }
 
     fn check_start(&self, epoch: u64, batch: usize) -> Result<()> {
-        if batch <= self.batches() {
+        let batches = self.batching.batches();
+        if batch <= batches {
             return Ok(());
         }
         Err(Error::new(STATE_MISMATCH, "an epoch cannot go on after its end")
             .at("epoch", epoch)
             .at("asked for", format_args!("batch {batch}"))
-            .at("available", format_args!("{} batches", self.batches()))
+            .at("available", format_args!("{batches} batches"))
             .hint("the state was saved with more data, a smaller batch size or without `drop_last`"))
     }
 
     fn epoch_from(&self, epoch: u64, from: usize) -> Epoch<'_, D> {
-        let shuffled = || Permutation::new(self.samples as u64, mix(self.seed(), &[ORDER, epoch]));
-        Epoch { loader: self, epoch, order: self.shuffle.then(shuffled), batches: from..self.batches() }
-    }
-
-    /// Positions that one step covers on all ranks. It saturates where a batch is larger than any data set.
-    fn step(&self) -> usize {
-        self.batch_size.saturating_mul(self.world_size)
-    }
-
-    /// Positions of the last, incomplete step.
-    fn tail(&self) -> usize {
-        self.samples % self.step()
-    }
-
-    fn batches(&self) -> usize {
-        self.samples / self.step() + usize::from(!self.drop_last && self.tail() > 0)
-    }
-
-    /// The positions of this rank's batch.
-    fn positions(&self, batch: usize) -> Range<usize> {
-        let start = batch * self.step();
-        let left = self.samples - start;
-        if left >= self.step() {
-            let start = start + self.rank * self.batch_size;
-            return start..start + self.batch_size;
-        }
-        let (share, extra) = (left / self.world_size, left % self.world_size);
-        let start = start + self.rank * share + self.rank.min(extra);
-        start..start + share + usize::from(self.rank < extra)
-    }
-
-    /// Checks what the builder was given, once the data set's length is known.
-    fn validate(&self) -> Result<()> {
-        let Self { samples, batch_size, rank, world_size, .. } = *self;
-        if batch_size == 0 {
-            return Err(Error::new(LOADER_ARGUMENT, "a batch must have at least one sample")
-                .at("batch_size", 0)
-                .hint("set `.batch_size(n)` to 1 or more"));
-        }
-        if rank >= world_size {
-            return Err(Error::new(LOADER_ARGUMENT, "the rank is not in the world")
-                .at("rank", rank)
-                .at("world_size", world_size)
-                .hint("ranks go from 0 to the world size less one"));
-        }
-        if samples == 0 {
-            return Err(Error::new(NO_BATCHES, "the data set is empty")
-                .hint("check the path, the filter or the split that it was made with"));
-        }
-        if self.batches() == 0 {
-            return Err(Error::new(NO_BATCHES, "`drop_last` drops the only step")
-                .at("samples", samples)
-                .at("one step", format_args!("{} ({batch_size} on each of {world_size} ranks)", self.step()))
-                .hint("use a smaller `batch_size`, more data, or `.drop_last(false)`"));
-        }
-        if !self.drop_last && (1..world_size).contains(&self.tail()) {
-            return Err(Error::new(
-                UNEVEN_TAIL,
-                "the last step of an epoch has fewer samples than there are ranks",
-            )
-            .at("last step", format_args!("{} samples for {world_size} ranks", self.tail()))
-            .at("samples", samples)
-            .at("batch_size", format_args!("{batch_size} on each rank"))
-            .why("a rank without a batch would wait for ever, or train on a sample twice")
-            .hint("use `.drop_last(true)`, another `batch_size`, or fewer samples"));
-        }
-        Ok(())
+        let batches = from..self.batching.batches();
+        let mut rest = Epoch {
+            loader: self,
+            epoch,
+            order: None,
+            crew: None,
+            unposted: batches.clone(),
+            ahead: VecDeque::new(),
+            batches,
+            handed: None,
+        };
+        rest.post_ahead();
+        rest
     }
 }
 
 impl<D: Dataset> Loader<D::Batch> for DataLoader<D> {
     fn len(&self) -> usize {
-        self.batches()
+        self.batching.batches()
     }
 
     /// A `from` after the end is one error, not an empty epoch.
@@ -273,12 +278,8 @@ impl<D: Dataset> Loader<D::Batch> for DataLoader<D> {
         }
     }
 
-    fn is_shuffled(&self) -> bool {
-        self.shuffle
-    }
-
     fn set_sequential(&mut self) {
-        self.shuffle = false;
+        self.batching.set_sequential();
     }
 
     fn set_default_seed(&mut self, seed: u64) {
@@ -286,125 +287,136 @@ impl<D: Dataset> Loader<D::Batch> for DataLoader<D> {
     }
 
     fn identity(&self) -> String {
-        let Self { samples, batch_size, shuffle, drop_last, world_size, .. } = self;
-        let seed = self.seed();
-        format!(
-            "{samples} samples, batch_size {batch_size}, shuffle {shuffle}, seed {seed}, drop_last {drop_last}, \
-             world_size {world_size}"
-        )
+        format!("{}, seed {}", self.batching.identity(), self.seed())
+    }
+}
+
+impl<D: Dataset> Clone for DataLoader<D> {
+    fn clone(&self) -> Self {
+        Self {
+            dataset: Arc::clone(&self.dataset),
+            batching: self.batching.clone(),
+            seed: self.seed,
+            bad_sample: self.bad_sample,
+            crew: self.crew.clone(),
+            ahead: self.ahead,
+            meter: Arc::clone(&self.meter),
+            delivered: Arc::default(),
+        }
     }
 }
 
 /// The settings; the data set need not be printable.
-impl<D> fmt::Debug for DataLoader<D> {
+impl<D: Dataset> fmt::Debug for DataLoader<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DataLoader")
-            .field("samples", &self.samples)
-            .field("batch_size", &self.batch_size)
-            .field("shuffle", &self.shuffle)
+            .field("batching", &self.batching.identity())
             .field("seed", &self.seed)
-            .field("drop_last", &self.drop_last)
-            .field("rank", &self.rank)
-            .field("world_size", &self.world_size)
+            .field("ahead", &self.ahead)
             .finish_non_exhaustive()
     }
 }
 
-/// The settings of a [`DataLoader`]; names and defaults are those of PyTorch's.
-#[derive(Clone, Debug)]
-#[must_use = "a builder does nothing until `.build()`"]
-pub struct DataLoaderBuilder<D> {
-    loader: DataLoader<D>,
-}
-
-impl<D: Dataset> DataLoaderBuilder<D> {
-    /// Samples per batch, on each rank (default 1).
-    pub fn batch_size(mut self, samples: usize) -> Self {
-        self.loader.batch_size = samples;
-        self
-    }
-
-    /// Whether each epoch has its own random order, else that of the data set (default false).
-    pub fn shuffle(mut self, shuffle: bool) -> Self {
-        self.loader.shuffle = shuffle;
-        self
-    }
-
-    /// What the order and the samples' randomness depend on, with the epoch (default: the trainer's, else 0, so that a
-    /// run repeats unless it is told not to; PyTorch draws one from its global generator). It must be the same on every rank.
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.loader.seed = Some(seed);
-        self
-    }
-
-    /// Whether to leave out the last step of an epoch if it is not full on every rank (default false).
-    pub fn drop_last(mut self, drop_last: bool) -> Self {
-        self.loader.drop_last = drop_last;
-        self
-    }
-
-    /// Which slice of each step to take: that of `rank` of `world_size` (default 0 of 1: all).
-    pub fn rank(mut self, rank: usize, world_size: usize) -> Self {
-        self.loader.rank = rank;
-        self.loader.world_size = world_size;
-        self
-    }
-
-    /// The loader.
-    ///
-    /// # Errors
-    /// `L0101` for a batch size of 0 or a rank outside the world, `L0102` if an epoch would have no batches, `L0103`
-    /// if its last step would leave a rank without a sample.
-    pub fn build(self) -> Result<DataLoader<D>> {
-        let loader = DataLoader { samples: self.loader.dataset.len(), ..self.loader };
-        loader.validate()?;
-        Ok(loader)
-    }
-}
-
-/// The batches of one epoch; see [`DataLoader::epoch`]. After an error it goes on with the next batch.
-#[must_use = "an epoch loads nothing until it is iterated"]
-pub struct Epoch<'a, D> {
+/// The batches of one epoch; see [`DataLoader::epoch`]. After an error it goes on with the next batch. Several may live
+/// at once; each asks for its own batches ahead.
+#[must_use = "an epoch gives nothing until it is iterated"]
+pub struct Epoch<'a, D: Dataset> {
     loader: &'a DataLoader<D>,
     epoch: u64,
-    /// The shuffled order, if there is one.
-    order: Option<Permutation>,
+    /// Made when the first batch is asked for: a sampler may fail.
+    order: Option<EpochOrder>,
+    /// The workers, where they live for this epoch alone.
+    crew: Option<Arc<dyn Backend<D::Batch>>>,
+    /// What was asked for and not taken, oldest first.
+    ahead: VecDeque<Ahead>,
+    /// The batches not asked for yet.
+    unposted: Range<usize>,
+    /// The batches not handed out yet.
     batches: Range<usize>,
+    /// When the newest batch was handed out.
+    handed: Option<Instant>,
+}
+
+/// A batch that was asked for.
+enum Ahead {
+    Posted(u64),
+    /// It could not even be asked for.
+    Failed(Error),
 }
 
 impl<D: Dataset> Epoch<'_, D> {
-    fn load(&self, batch: usize) -> Result<Batch<D::Batch>> {
-        let positions = self.loader.positions(batch);
-        let samples = positions.len();
-        let located = |error: Error| error.at("batch", batch).at("epoch", self.epoch);
-        let items = self.gather(positions.clone()).map_err(located)?;
-        let data = contain(|| self.loader.dataset.collate(items))
-            .unwrap_or_else(|panic| Err(panicked(COLLATE_PANICKED, "collate", panic)))
-            .map_err(|error| error.at("positions", format_args!("{positions:?} of the epoch")))
-            .map_err(located)?;
-        Ok(Batch { data, samples, index: batch })
-    }
-
-    fn gather(&self, positions: Range<usize>) -> Result<Vec<D::Item>> {
-        // Outside the closure, to be known after a panic: one `contain` per batch is cheaper than one per sample.
-        let mut at = positions.start;
-        contain(|| {
-            let mut items = Vec::with_capacity(positions.len());
-            for position in positions {
-                at = position;
-                let index = self.index(position);
-                let mut cx = SampleCx::new(self.loader.seed(), self.epoch, index);
-                items.push(self.loader.dataset.get(index, &mut cx)?);
+    fn backend(&mut self) -> Result<Option<Arc<dyn Backend<D::Batch>>>> {
+        match &self.loader.crew {
+            Crew::Caller => Ok(None),
+            Crew::Persistent(backend) => Ok(Some(Arc::clone(backend))),
+            Crew::PerEpoch(start) => {
+                if self.crew.is_none() {
+                    self.crew = start()?;
+                }
+                Ok(self.crew.clone())
             }
-            Ok(items)
-        })
-        .unwrap_or_else(|panic| Err(panicked(GET_PANICKED, "get", panic)))
-        .map_err(|error| error.at("sample", self.index(at)).at("position", at))
+        }
     }
 
-    /// Which sample stands at a position of this epoch.
-    fn index(&self, position: usize) -> usize {
-        self.order.as_ref().map_or(position, |order| order.at(position as u64) as usize)
+    /// What a worker needs to know to make batch `batch`.
+    fn task(&mut self, batch: usize) -> Result<Task> {
+        let seed = self.loader.seed();
+        let order = match &self.order {
+            Some(order) => order,
+            None => self.order.insert(self.loader.batching.epoch(seed, self.epoch)?),
+        };
+        let indices = order.batch(batch)?;
+        let skip_bad = self.loader.bad_sample == BadSample::Skip;
+        Ok(Task { seed, epoch: self.epoch, batch, indices, skip_bad })
+    }
+
+    /// Asks for as many batches ahead as there should be. What fails is told when the batch's turn comes.
+    fn post_ahead(&mut self) {
+        if matches!(self.loader.crew, Crew::Caller) {
+            return;
+        }
+        while self.ahead.len() < self.loader.ahead
+            && let Some(batch) = self.unposted.next()
+        {
+            match self.post(batch) {
+                Ok(Some(ticket)) => self.ahead.push_back(Ahead::Posted(ticket)),
+                Ok(None) => {
+                    self.unposted.start = batch;
+                    return;
+                }
+                Err(error) => self.ahead.push_back(Ahead::Failed(error)),
+            }
+        }
+    }
+
+    /// Asks the workers for a batch; nothing where they can take on no more.
+    fn post(&mut self, batch: usize) -> Result<Option<u64>> {
+        static TICKET: AtomicU64 = AtomicU64::new(1);
+        let Some(backend) = self.backend()? else { return Ok(None) };
+        let task = self.task(batch)?;
+        let ticket = TICKET.fetch_add(1, Ordering::Relaxed);
+        Ok(backend.post(ticket, task)?.is_none().then_some(ticket))
+    }
+
+    fn load(&mut self, batch: usize) -> Result<Loaded<D::Batch>> {
+        let Some(backend) = self.backend()? else {
+            let task = self.task(batch)?;
+            return load(self.loader.dataset(), &task, &());
+        };
+        if self.ahead.is_empty() {
+            self.post_ahead();
+        }
+        match self.ahead.pop_front() {
+            Some(Ahead::Posted(ticket)) => backend.take(ticket),
+            Some(Ahead::Failed(error)) => Err(error),
+            None => {
+                self.unposted.next();
+                Err(Error::new(BUSY, "the workers are busy with other epochs of this loader")
+                    .at("batch", batch)
+                    .at("epoch", self.epoch)
+                    .hint("finish or drop epochs that are iterated at the same time, or build a loader for each"))
+            }
+        }
     }
 }
 
@@ -412,7 +424,24 @@ impl<D: Dataset> Iterator for Epoch<'_, D> {
     type Item = Result<Batch<D::Batch>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.batches.next().map(|batch| self.load(batch))
+        let batch = self.batches.next()?;
+        let pause = self.handed.map(|handed| handed.elapsed()).unwrap_or_default();
+        let span = tracing::debug_span!("leyden.batch", epoch = self.epoch, batch);
+        let _entered = span.enter();
+        let asked = Instant::now();
+        let loaded = self.load(batch);
+        self.loader.meter.delivered(asked.elapsed(), pause, loaded.as_ref().ok());
+        *self.loader.delivered.lock().unwrap_or_else(PoisonError::into_inner) =
+            Delivered { epoch: self.epoch, next: batch + 1 };
+        // Before the caller trains on this one: the workers have something to do meanwhile.
+        self.post_ahead();
+        self.handed = Some(Instant::now());
+        Some(loaded.map(|Loaded { data, samples, padding, .. }| Batch {
+            data,
+            samples,
+            padding,
+            index: batch,
+        }))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -423,39 +452,26 @@ impl<D: Dataset> Iterator for Epoch<'_, D> {
 impl<D: Dataset> ExactSizeIterator for Epoch<'_, D> {}
 impl<D: Dataset> FusedIterator for Epoch<'_, D> {}
 
-/// A place in the data: before batch `batch` of `epoch`, of a loader with these settings. A few integers, for
-/// checkpoints.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LoaderState {
-    /// The loader's seed.
-    pub seed: u64,
-    /// The epoch, from 0.
-    pub epoch: u64,
-    /// The next batch of the epoch.
-    pub batch: usize,
-    /// Whether the order was shuffled.
-    pub shuffle: bool,
-    /// Samples per batch on each rank.
-    pub batch_size: usize,
-    /// Length of the data set.
-    pub samples: usize,
-    /// Ranks that shared each step.
-    pub world_size: usize,
+/// Whatever was asked for ahead is not wanted any more.
+impl<D: Dataset> Drop for Epoch<'_, D> {
+    fn drop(&mut self) {
+        let Ok(Some(backend)) = self.backend() else { return };
+        for ahead in self.ahead.drain(..) {
+            if let Ahead::Posted(ticket) = ahead {
+                backend.withdraw(ticket);
+            }
+        }
+    }
 }
-
-fn panicked(code: Code, function: &str, panic: leyden_process::Panic) -> Error {
-    panic.explain(Error::new(code, format!("the data set panicked in `{function}`")))
-}
-
-/// Keeps the order of an epoch apart from other uses of the same seed.
-const ORDER: u64 = 0x006F_7264_6572;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codes::*;
+    use crate::dataset::SampleCx;
     use crate::testing::assert_resumable;
     use leyden_process::error::USER;
-    use std::cell::Cell;
+    use std::sync::atomic::AtomicUsize;
 
     /// Each sample is its index and one draw.
     #[derive(Clone, Copy)]
@@ -493,7 +509,6 @@ mod tests {
         assert_eq!(indices(&loader, 0), [[0], [1], [2]]);
         let loader = DataLoader::builder(Counting(10)).batch_size(4).build().unwrap();
         assert_eq!(indices(&loader, 5), [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9]]);
-        assert!(!loader.is_shuffled());
     }
 
     #[test]
@@ -537,11 +552,10 @@ mod tests {
     fn set_sequential_fixes_the_order() {
         let mut loader: Box<dyn Loader<_>> =
             Box::new(DataLoader::builder(Counting(4)).batch_size(4).shuffle(true).build().unwrap());
-        assert!(loader.is_shuffled());
         loader.set_sequential();
         let first = loader.epoch(1, 0).next().unwrap().unwrap();
         assert!(first.data.iter().map(|&(index, _)| index).eq(0..4));
-        assert!(!loader.is_shuffled() && !loader.is_empty());
+        assert!(!loader.is_empty());
     }
 
     #[test]
@@ -555,7 +569,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "epoch 0 resumed at batch 0 differs in batch 0")]
     fn assert_resumable_finds_a_data_set_that_counts_its_calls() {
-        struct Stateful(Cell<usize>);
+        struct Stateful(AtomicUsize);
         impl Dataset for Stateful {
             type Item = usize;
             type Batch = Vec<usize>;
@@ -563,13 +577,13 @@ mod tests {
                 4
             }
             fn get(&self, _: usize, _: &mut SampleCx) -> Result<usize> {
-                Ok(self.0.replace(self.0.get() + 1))
+                Ok(self.0.fetch_add(1, Ordering::Relaxed))
             }
             fn collate(&self, items: Vec<usize>) -> Result<Vec<usize>> {
                 Ok(items)
             }
         }
-        assert_resumable(&DataLoader::builder(Stateful(Cell::new(0))).build().unwrap(), 1);
+        assert_resumable(&DataLoader::builder(Stateful(AtomicUsize::new(0))).build().unwrap(), 1);
     }
 
     #[test]
@@ -641,24 +655,44 @@ mod tests {
     }
 
     #[test]
-    fn checks_a_saved_state_against_itself() {
+    fn a_cursor_is_the_place_of_what_was_handed_out_and_fits_equal_loaders_only() {
         let builder = |samples| DataLoader::builder(Counting(samples)).batch_size(4).seed(3).shuffle(true);
-        let state = builder(10).build().unwrap().state(5, 2);
-        assert_eq!((state.epoch, state.batch), (5, 2));
-        builder(10).build().unwrap().check(&state).unwrap();
-        builder(10).drop_last(true).build().unwrap().check(&state).unwrap();
+        let loader = builder(10).num_workers(2).build().unwrap();
+        assert_eq!((loader.cursor().epoch, loader.cursor().position), (0, 0));
+        let taken: Vec<_> = loader.epoch(5).take(2).map(Result::unwrap).collect();
+        let cursor = loader.cursor();
+        assert_eq!((taken.len(), cursor.epoch, cursor.position), (2, 5, 8));
 
-        let error = builder(11).batch_size(2).seed(4).build().unwrap().check(&state).unwrap_err();
-        let expected = "error[L0104]: the loader is not the one whose state was saved\n  \
-                        samples     10 when saved, 11 now\n  batch_size  4 when saved, 2 now\n  \
-                        seed        3 when saved, 4 now\n  \
-                        why: the saved batch would be another place in another order: samples would repeat or be \
-                        missed\n  fix: give the loader the saved values, or start at the beginning of an epoch \
-                        without the state";
-        assert_eq!(format!("{error:?}"), expected);
-        let error = builder(10).shuffle(false).rank(0, 2).build().unwrap().check(&state).unwrap_err();
-        assert_eq!(error.place("shuffle"), Some("true when saved, false now"));
-        assert_eq!(error.place("world_size"), Some("1 when saved, 2 now"));
+        let rest: Vec<_> =
+            builder(10).build().unwrap().resume(&cursor).unwrap().map(Result::unwrap).collect();
+        assert_eq!(rest, loader.epoch(5).skip(2).map(Result::unwrap).collect::<Vec<_>>());
+
+        let error = builder(11).batch_size(2).seed(4).build().unwrap().resume(&cursor).map(drop).unwrap_err();
+        assert_eq!(error.code(), STATE_MISMATCH);
+        let [saved, now] = ["saved", "now"].map(|label| error.place(label).unwrap());
+        assert!(saved.contains("10") && saved.contains("seed 3") && !saved.contains("shuffle"), "{saved}");
+        assert!(now.contains("11") && now.contains("seed 4"), "{now}");
+    }
+
+    #[test]
+    fn a_cursor_is_small_and_goes_on_with_other_ranks() {
+        let loader = |rank, world_size| {
+            let builder =
+                DataLoader::builder(Counting(1_000_000)).global_batch_size(64).shuffle(true).seed(u64::MAX);
+            builder.rank(rank, world_size).build().unwrap()
+        };
+        let on_four = loader(3, 4);
+        let _ = on_four.epoch(7).nth(4);
+        let cursor = on_four.cursor();
+        assert_eq!(cursor.position, 5 * 64);
+        let halves: Vec<Vec<usize>> = (0..2)
+            .map(|rank| {
+                let batch = loader(rank, 2).resume(&cursor).unwrap().next().unwrap().unwrap();
+                batch.data.into_iter().map(|(index, _)| index).collect()
+            })
+            .collect();
+        let whole = loader(0, 1).epoch(7).nth(5).unwrap().unwrap();
+        assert_eq!(halves.concat(), whole.data.into_iter().map(|(index, _)| index).collect::<Vec<_>>());
     }
 
     #[test]
@@ -671,7 +705,6 @@ mod tests {
             (error.place("asked for"), error.place("available")),
             (Some("batch 4"), Some("3 batches"))
         );
-        assert_eq!(loader.check(&loader.state(0, 4)).unwrap_err().code(), STATE_MISMATCH);
     }
 
     /// Fails in one way at each of some samples.

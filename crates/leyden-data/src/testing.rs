@@ -23,8 +23,8 @@ where
         let whole = batches(loader, epoch, 0);
         assert_eq!(whole.len(), loader.len(), "epoch {epoch} has another number of batches than it says");
         for from in 0..=whole.len() {
-            if let Err(error) = loader.check(&loader.state(epoch, from)) {
-                panic!("a loader refuses its own state: {error:?}");
+            if let Err(error) = loader.resume(&loader.cursor_at(epoch, from)) {
+                panic!("a loader refuses its own cursor: {error:?}");
             }
             let rest = batches(loader, epoch, from);
             assert_eq!(

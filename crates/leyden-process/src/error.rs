@@ -81,6 +81,17 @@ impl Error {
         if self.0.places.iter().any(|(known, _)| known == label) { self } else { self.at(label, value) }
     }
 
+    /// Renames places: `name` gives the new label of those that it knows.
+    #[must_use]
+    pub fn relabel(mut self, name: impl Fn(&str) -> Option<String>) -> Self {
+        for (label, _) in &mut self.0.places {
+            if let Some(better) = name(label) {
+                *label = better;
+            }
+        }
+        self
+    }
+
     /// Adds a reason; several make a chain, outermost first.
     #[must_use]
     pub fn why(mut self, why: impl fmt::Display) -> Self {

@@ -9,6 +9,7 @@ compile_error!("leyden runs on Linux; other Unix systems build, anything else is
 
 pub mod allocator;
 pub mod attach;
+pub mod clock;
 pub mod contain;
 pub mod error;
 pub mod exit;

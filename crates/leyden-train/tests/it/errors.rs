@@ -160,10 +160,7 @@ fn a_loader_that_ends_early() {
         }
         fn epoch(&self, _: u64, _: usize) -> Box<dyn Iterator<Item = Result<Batch<ToyBatch>>> + '_> {
             let data = ToyBatch { x: vec![0.0; 3], y: vec![1.0] };
-            Box::new((0..2).map(move |index| Ok(Batch { data: data.clone(), samples: 1, index })))
-        }
-        fn is_shuffled(&self) -> bool {
-            false
+            Box::new((0..2).map(move |index| Ok(Batch { data: data.clone(), samples: 1, padding: 0, index })))
         }
         fn set_sequential(&mut self) {}
     }

@@ -1,0 +1,101 @@
+//! Where batches are made: by the caller, by threads, or by processes.
+
+use std::fmt;
+use std::sync::Arc;
+
+use leyden_process::Result;
+
+use crate::dataset::Dataset;
+use crate::loader::{Backend, Limits, Threads};
+
+/// The kinds of workers, for [`DataLoaderBuilder::workers`](crate::DataLoaderBuilder::workers).
+///
+/// | | what it takes | what it stands |
+/// |---|---|---|
+/// | [`inline`](Self::inline) | nothing | the specification, and the mode to debug in |
+/// | [`threads`](Self::threads) | a `'static` data set | errors and panics; a stuck thread is given up, not ended |
+#[derive(Clone, Copy, Debug)]
+pub struct Workers;
+
+impl Workers {
+    /// No workers: whoever asks for a batch makes it (PyTorch: `num_workers=0`).
+    pub fn inline() -> InlineWorkers {
+        InlineWorkers
+    }
+
+    /// `n` threads of this process; 0 is [`inline`](Self::inline). For data sets in plain Rust this is the best choice:
+    /// nothing is copied, and there is no lock as Python has one.
+    pub fn threads(n: usize) -> ThreadWorkers {
+        ThreadWorkers { threads: n }
+    }
+}
+
+/// Workers that can make the batches of `D`. Its implementors are made by [`Workers`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot load `{D}`",
+    note = "worker threads need a data set that is `'static`: give it its own data, or an `Arc`",
+    note = "worker processes also need it to be `serde::Serialize + serde::Deserialize`, and its batch as well"
+)]
+pub trait WorkersFor<D: Dataset>: Send + Sync {
+    /// How many; 0 where the caller makes batches itself.
+    fn count(&self) -> usize;
+
+    /// Starts them; nothing where the caller makes batches itself.
+    ///
+    /// # Errors
+    /// Where they cannot be started, or the data set's `worker_init` fails.
+    #[doc(hidden)]
+    fn start(&self, dataset: &Arc<D>, plan: &CrewPlan) -> Result<Option<Started<D::Batch>>>;
+}
+
+/// What workers are to know of their loader.
+#[derive(Clone, Copy, Debug)]
+pub struct CrewPlan {
+    pub(crate) limits: Limits,
+    /// Batches that an epoch asks for ahead.
+    pub(crate) ahead: usize,
+    /// The largest batch.
+    pub(crate) batch_bytes: u64,
+}
+
+/// Workers, started.
+pub struct Started<B>(pub(crate) Arc<dyn Backend<B>>);
+
+impl<B> fmt::Debug for Started<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Started").finish_non_exhaustive()
+    }
+}
+
+/// [`Workers::inline`].
+#[derive(Clone, Copy, Debug)]
+pub struct InlineWorkers;
+
+impl<D: Dataset> WorkersFor<D> for InlineWorkers {
+    fn count(&self) -> usize {
+        0
+    }
+
+    fn start(&self, _: &Arc<D>, _: &CrewPlan) -> Result<Option<Started<D::Batch>>> {
+        Ok(None)
+    }
+}
+
+/// [`Workers::threads`].
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadWorkers {
+    threads: usize,
+}
+
+impl<D: Dataset + 'static> WorkersFor<D> for ThreadWorkers {
+    fn count(&self) -> usize {
+        self.threads
+    }
+
+    fn start(&self, dataset: &Arc<D>, plan: &CrewPlan) -> Result<Option<Started<D::Batch>>> {
+        if self.threads == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Started(Arc::new(Threads::start(Arc::clone(dataset), self.threads, plan.limits)?))))
+    }
+}
