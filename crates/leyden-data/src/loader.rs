@@ -287,7 +287,9 @@ impl<D: Dataset> Loader<D::Batch> for DataLoader<D> {
     }
 
     fn identity(&self) -> String {
-        format!("{}, seed {}", self.batching.identity(), self.seed())
+        // A trainer counts batches, not positions: their size matters to it.
+        let step = self.batching.step();
+        format!("{}, global batch_size {step}, seed {}", self.batching.identity(), self.seed())
     }
 }
 
