@@ -36,5 +36,6 @@ pub use loader::{Batch, DataLoader, DataLoaderBuilder, Epoch, Loader, LoaderStat
 pub use permutation::Permutation;
 pub use rng::{SampleRng, mix};
 pub use sampler::{
-    BatchOrder, BatchSampler, Order, RandomSampler, Sampler, SequentialSampler, batch_sampler_fn, sampler_fn,
+    BatchOrder, BatchSampler, BucketBatchSampler, Order, RandomSampler, Sampler, SequentialSampler,
+    SubsetRandomSampler, WeightedRandomSampler, batch_sampler_fn, sampler_fn,
 };
