@@ -46,6 +46,7 @@ pub use loader::{BadSample, Batch, DataLoader, DataLoaderBuilder, Epoch, Loader,
 pub use permutation::Permutation;
 pub use rng::{SampleRng, mix};
 pub use sampler::{
-    BatchOrder, BatchSampler, Order, RandomSampler, Sampler, SequentialSampler, batch_sampler_fn, sampler_fn,
+    BatchOrder, BatchSampler, BucketBatchSampler, Order, RandomSampler, Sampler, SequentialSampler,
+    SubsetRandomSampler, WeightedRandomSampler, batch_sampler_fn, sampler_fn,
 };
 pub use workers::{CrewPlan, InlineWorkers, Started, ThreadWorkers, Workers, WorkersFor};

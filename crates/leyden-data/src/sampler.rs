@@ -11,6 +11,7 @@
 //! | `SubsetRandomSampler` | [`SubsetRandomSampler`] | O(1) | none beyond the list |
 //! | `WeightedRandomSampler` | [`WeightedRandomSampler`] | O(1) with replacement, O(n log n) without | none beyond the table; without replacement 8 B a draw |
 //! | a `Sampler` of your own | `Vec<usize>`, `Arc<[usize]>`, [`sampler_fn`], [`Sampler`] | yours | yours |
+//! | (torchtext: `BucketIterator`) | [`BucketBatchSampler`] | O(n) | 8 B a sample |
 //! | a `BatchSampler` of your own | [`batch_sampler_fn`], [`BatchSampler`] | yours | yours |
 //! | `BatchSampler(sampler, n, drop_last)` | [`Batching`] | | |
 //! | `DistributedSampler` | [`Batching`]: any sampler, with `rank` and `tail` | | |
@@ -24,13 +25,19 @@ use leyden_process::Result;
 
 use crate::rng::mix;
 
+mod bucket;
 mod custom;
 mod random;
 mod sequential;
+mod subset;
+mod weighted;
 
+pub use bucket::BucketBatchSampler;
 pub use custom::{BatchSamplerFn, SamplerFn, batch_sampler_fn, sampler_fn};
 pub use random::RandomSampler;
 pub use sequential::SequentialSampler;
+pub use subset::SubsetRandomSampler;
+pub use weighted::WeightedRandomSampler;
 
 /// Which samples an epoch visits, in which order (PyTorch: `Sampler`).
 ///

@@ -152,7 +152,7 @@ impl<F: Fn(u64, u64) -> Result<Vec<Vec<usize>>> + Send + Sync> BatchSampler for 
     }
 }
 
-struct List(Arc<[usize]>);
+pub(super) struct List(pub(super) Arc<[usize]>);
 
 impl Order for List {
     fn at(&self, position: usize) -> usize {
@@ -182,12 +182,12 @@ fn check_len(name: &str, what: &str, given: usize, promised: usize, epoch: u64) 
         ))
 }
 
-fn list_identity(indices: &[usize]) -> String {
+pub(super) fn list_identity(indices: &[usize]) -> String {
     let hash = fingerprint(indices.iter().map(|&index| index as u64));
     format!("list of {} indices, hash {hash:016x}", indices.len())
 }
 
-fn list_bound(indices: &[usize]) -> usize {
+pub(super) fn list_bound(indices: &[usize]) -> usize {
     indices.iter().max().map_or(0, |&index| index.saturating_add(1))
 }
 
