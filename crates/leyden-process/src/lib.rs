@@ -1,8 +1,8 @@
 //! What every other Leyden crate stands on: [errors](error), [exit codes](exit), [signals as values](signal),
-//! [contained panics](mod@contain) and the [allocator's thresholds](allocator).
+//! [contained panics](mod@contain) and the [allocator's thresholds](allocator); on Linux also memory that processes
+//! [share](memory), and [tasks and replies](slots) through it.
 //!
-//! All `unsafe` code of the project is in this crate; each block says who guarantees what. Processes and shared
-//! memory get their rooms here too.
+//! All `unsafe` code of the project is in this crate; each block says who guarantees what.
 
 #[cfg(not(any(unix, docsrs)))]
 compile_error!("leyden runs on Linux; other Unix systems build, anything else is not supported yet");
@@ -10,10 +10,24 @@ compile_error!("leyden runs on Linux; other Unix systems build, anything else is
 pub mod allocator;
 pub mod attach;
 pub mod clock;
+#[cfg(target_os = "linux")]
+mod available;
+pub mod codes;
 pub mod contain;
 pub mod error;
 pub mod exit;
+#[cfg(target_os = "linux")]
+pub mod futex;
+#[cfg(target_os = "linux")]
+pub mod memory;
+#[cfg(target_os = "linux")]
+mod protocol;
 pub mod signal;
+// Its words lie in shared memory, where the model's own cannot.
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
+pub mod slots;
+#[cfg(target_os = "linux")]
+pub mod tombstone;
 
 pub use contain::{Panic, contain};
 pub use error::{Code, Error, Result};

@@ -1,0 +1,334 @@
+//! Memory that processes share: a file without a name, mapped by each of them.
+//!
+//! A `memfd` is in no folder, so nothing is left behind however its processes end, and the size limit of `/dev/shm`
+//! does not hold for it. It is sparse: a page costs memory once it was written to. Its size is sealed, so that no
+//! process can take pages away under another's feet.
+
+use std::any::Any;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+pub use crate::available::available_bytes;
+use crate::{Error, Result, codes};
+
+/// Sealed in size, mapped for reading and writing, by this process and by whoever gets the descriptor.
+pub struct Memory {
+    map: Map,
+    fd: OwnedFd,
+}
+
+impl Memory {
+    /// Makes `bytes` bytes of zeros, none of which takes memory yet. Core dumps leave them out.
+    ///
+    /// # Errors
+    ///
+    /// `P0201` if the limit on file sizes is below `bytes`; `P0203` if the address space is not there; `P0202` if the
+    /// system refuses otherwise.
+    pub fn new(bytes: usize) -> Result<Self> {
+        let fd = create("leyden", bytes as u64)?;
+        seal(fd.as_fd(), libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL)?;
+        Ok(Self { map: Map::new(fd.as_fd(), bytes, Access::Write)?, fd })
+    }
+
+    /// Maps what another process made with [`new`](Memory::new).
+    ///
+    /// # Errors
+    ///
+    /// `P0207` if the descriptor is not sealed in size; `P0203` if the address space is not there.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self> {
+        let bytes = sealed_size(fd.as_fd(), libc::F_SEAL_SHRINK | libc::F_SEAL_GROW)?;
+        Ok(Self { map: Map::new(fd.as_fd(), bytes, Access::Write)?, fd })
+    }
+
+    /// The size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.map.bytes
+    }
+
+    /// The descriptor to hand to another process.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The `T` at `offset`.
+    pub(crate) fn view<T: Words>(&self, offset: usize) -> Option<&T> {
+        let fits =
+            offset.is_multiple_of(align_of::<T>()) && offset.checked_add(size_of::<T>())? <= self.bytes();
+        // SAFETY: the bytes lie in the mapping, which lives as long as `self`; it begins at a page, so that the
+        // offset's alignment is the address's; and a `Words` may be anything and change at any time.
+        fits.then(|| unsafe { &*self.map.base.as_ptr().add(offset).cast::<T>() })
+    }
+
+    /// The address of a range inside.
+    pub(crate) fn range(&self, offset: usize, bytes: usize) -> Option<NonNull<u8>> {
+        // SAFETY: the offset lies in the mapping.
+        (offset.checked_add(bytes)? <= self.bytes()).then(|| unsafe { self.map.base.add(offset) })
+    }
+
+    /// Gives the pages of a range back; they read as zeros afterwards. False if the system refuses.
+    pub(crate) fn punch(&self, offset: usize, bytes: usize) -> bool {
+        let (Ok(offset), Ok(bytes)) = (offset.try_into(), bytes.try_into()) else { return false };
+        // SAFETY: nothing is read or written through our pointers; who owns the range is the caller's to know.
+        unsafe {
+            libc::fallocate(
+                self.fd.as_raw_fd(),
+                libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                offset,
+                bytes,
+            ) == 0
+        }
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory").field("bytes", &self.bytes()).finish_non_exhaustive()
+    }
+}
+
+/// Structures of atomic integers: any bytes make one, and others may change them.
+///
+/// # Safety
+///
+/// The type consists of atomic integers only, with `repr(C)`.
+pub(crate) unsafe trait Words {}
+
+// SAFETY: it is one.
+unsafe impl Words for std::sync::atomic::AtomicU32 {}
+
+/// A range of bytes that nobody else reads or writes while this lives, and that lives as long as this.
+///
+/// It begins at a multiple of 64 bytes. What it holds at first is arbitrary: ranges are recycled.
+pub struct Region {
+    base: NonNull<u8>,
+    bytes: usize,
+    /// Keeps the mapping, and the slot that the range is in.
+    _keeper: Arc<dyn Any + Send + Sync>,
+}
+
+impl Region {
+    /// # Safety
+    ///
+    /// The range is mapped for reading and writing while `keeper` lives, and nobody else uses it until the region is
+    /// dropped.
+    pub(crate) unsafe fn new(base: NonNull<u8>, bytes: usize, keeper: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { base, bytes, _keeper: keeper }
+    }
+}
+
+impl Deref for Region {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: whoever made the region promised that the range is mapped and ours alone; any byte is a `u8`.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.bytes) }
+    }
+}
+
+impl DerefMut for Region {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `deref`, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.bytes) }
+    }
+}
+
+// SAFETY: it is the only owner of its bytes, as `Box<[u8]>` is, and its keeper may go to any thread.
+unsafe impl Send for Region {}
+// SAFETY: a shared region only lends its bytes for reading.
+unsafe impl Sync for Region {}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Region").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+/// A mapped file.
+pub(crate) struct Map {
+    base: NonNull<u8>,
+    bytes: usize,
+}
+
+/// How a [`Map`] may be used.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Access {
+    /// Shared, for reading and writing.
+    Write,
+    /// For reading alone; what is mapped is sealed against writing.
+    Read,
+}
+
+impl Map {
+    pub(crate) fn new(fd: BorrowedFd<'_>, bytes: usize, access: Access) -> Result<Self> {
+        let (protection, flags) = match access {
+            Access::Write => (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE),
+            // Private, because kernels before 6.7 refuse to share what is sealed against writing; it is one copy
+            // nevertheless, since nobody writes.
+            Access::Read => (libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_NORESERVE),
+        };
+        // SAFETY: the kernel chooses a free range of addresses, so nothing that exists is touched.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, fd.as_raw_fd(), 0) };
+        let Some(base) = NonNull::new(base.cast::<u8>()).filter(|_| base != libc::MAP_FAILED) else {
+            return Err(not_mapped(bytes, &io::Error::last_os_error()));
+        };
+        // SAFETY: the range was mapped just now. It fails on nothing that matters: a core dump would be larger.
+        unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_DONTDUMP) };
+        Ok(Self { base, bytes })
+    }
+
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: this is the range that mmap gave; every user of it borrows the map or keeps it alive.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+// SAFETY: an address range may be used from any thread; what is in it is guarded by those who hand out references.
+unsafe impl Send for Map {}
+// SAFETY: as above.
+unsafe impl Sync for Map {}
+
+/// Makes a file without a name, `bytes` long and sparse, that cannot be executed.
+pub(crate) fn create(name: &str, bytes: u64) -> Result<OwnedFd> {
+    check_file_size(bytes)?;
+    let refused = |act: &str| {
+        Error::new(codes::NO_SHARED_MEMORY, "shared memory could not be made")
+            .at("bytes", bytes)
+            .why(format!("{act}: {}", io::Error::last_os_error()))
+    };
+    let name = std::ffi::CString::new(name).expect("our own names have no zero byte");
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // SAFETY: the name is borrowed for the call. Kernels before 6.3 do not know the first flags.
+    let fd = unsafe {
+        match libc::memfd_create(name.as_ptr(), flags | MFD_NOEXEC_SEAL) {
+            -1 => libc::memfd_create(name.as_ptr(), flags),
+            fd => fd,
+        }
+    };
+    if fd < 0 {
+        return Err(refused("memfd_create")
+            .hint("raise the limit on open descriptors (`ulimit -n`) if it is reached"));
+    }
+    // SAFETY: the descriptor was made just now and is nobody else's.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(bytes).map_err(|_| refused("ftruncate"))?;
+    Ok(file.into())
+}
+
+/// Refuses files that the process may not make so long: the kernel would end it with SIGXFSZ.
+pub(crate) fn check_file_size(bytes: u64) -> Result<()> {
+    match limit(libc::RLIMIT_FSIZE) {
+        Some(most) if bytes > most => Err(Error::new(
+            codes::FILE_SIZE_LIMIT,
+            "the limit on file sizes is below what shared memory needs",
+        )
+        .at("needed", format!("{bytes} bytes"))
+        .at("limit", format!("{most} bytes (RLIMIT_FSIZE)"))
+        .why("shared memory is a file without a name, and the limit holds for it as for any other; nothing of it is on a disk")
+        .hint("lift it with `ulimit -f unlimited`, or in the service's or container's configuration")),
+        _ => Ok(()),
+    }
+}
+
+/// Adds seals.
+pub(crate) fn seal(fd: BorrowedFd<'_>, seals: i32) -> Result<()> {
+    // SAFETY: the call takes numbers only.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    Err(Error::new(codes::NO_SHARED_MEMORY, "shared memory could not be sealed").why(error))
+}
+
+/// The size of a file that has these seals.
+pub(crate) fn sealed_size(fd: BorrowedFd<'_>, seals: i32) -> Result<usize> {
+    // SAFETY: the call takes numbers only.
+    let found = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
+    if found < 0 || found & seals != seals {
+        return Err(foreign("it is not sealed as shared memory is"));
+    }
+    let length =
+        fd.try_clone_to_owned().and_then(|fd| File::from(fd).metadata()).map(|metadata| metadata.len());
+    match length.map(usize::try_from) {
+        Ok(Ok(bytes)) => Ok(bytes),
+        _ => Err(foreign("its size cannot be read")),
+    }
+}
+
+pub(crate) fn foreign(why: &str) -> Error {
+    Error::new(codes::FOREIGN_DESCRIPTOR, "a descriptor is not the shared memory it was taken for").why(why)
+}
+
+fn not_mapped(bytes: usize, error: &io::Error) -> Error {
+    let refusal = Error::new(codes::NOT_MAPPED, "shared memory could not be mapped")
+        .at("needed", format!("{bytes} bytes of addresses"))
+        .why(error);
+    match limit(libc::RLIMIT_AS) {
+        Some(most) => refusal.at("limit", format!("{most} bytes (RLIMIT_AS)")).hint(
+            "lift it with `ulimit -v unlimited`, or ask for fewer or smaller slots; addresses cost no memory",
+        ),
+        None => refusal
+            .hint("ask for fewer or smaller slots; addresses cost no memory, but there are only so many"),
+    }
+}
+
+/// The soft limit on a resource, where there is one.
+fn limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is writable for the call.
+    let known = unsafe { libc::getrlimit(resource, &raw mut limit) } == 0;
+    (known && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+/// Not executable, and sealed to stay so.
+const MFD_NOEXEC_SEAL: u32 = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[test]
+    fn two_mappings_of_one_descriptor_are_one_memory() {
+        let ours = Memory::new(8192).unwrap();
+        let theirs = Memory::from_fd(ours.fd().try_clone_to_owned().unwrap()).unwrap();
+        ours.view::<AtomicU32>(4096).unwrap().store(7, Ordering::Release);
+        assert_eq!(theirs.view::<AtomicU32>(4096).unwrap().load(Ordering::Acquire), 7);
+        assert_eq!(theirs.bytes(), 8192);
+        assert!(ours.punch(4096, 4096));
+        assert_eq!(theirs.view::<AtomicU32>(4096).unwrap().load(Ordering::Acquire), 0);
+    }
+
+    #[test]
+    fn nothing_outside_of_the_memory_is_found() {
+        let memory = Memory::new(4096).unwrap();
+        assert!(memory.view::<AtomicU32>(4092).is_some());
+        assert!(memory.view::<AtomicU32>(4093).is_none());
+        assert!(memory.view::<AtomicU32>(4096).is_none());
+        assert!(memory.view::<AtomicU32>(usize::MAX - 3).is_none());
+        assert!(memory.range(4096, 0).is_some());
+        assert!(memory.range(1, 4096).is_none());
+        assert!(memory.range(2, usize::MAX).is_none());
+    }
+
+    #[test]
+    fn the_size_is_sealed_and_a_file_without_the_seal_is_refused() {
+        let memory = Memory::new(4096).unwrap();
+        let file = File::from(memory.fd().try_clone_to_owned().unwrap());
+        assert!(file.set_len(0).is_err() && file.set_len(8192).is_err());
+        let other = File::open("/dev/null").unwrap();
+        assert_eq!(Memory::from_fd(other.into()).unwrap_err().code(), codes::FOREIGN_DESCRIPTOR);
+        let unsealed = create("test", 4096).unwrap();
+        assert_eq!(Memory::from_fd(unsealed).unwrap_err().code(), codes::FOREIGN_DESCRIPTOR);
+    }
+}
