@@ -9,10 +9,28 @@ compile_error!("leyden runs on Linux; other Unix systems build, anything else is
 
 pub mod allocator;
 pub mod attach;
+pub mod codes;
 pub mod contain;
+#[cfg(target_os = "linux")]
+pub mod entry;
 pub mod error;
 pub mod exit;
 pub mod signal;
+#[cfg(target_os = "linux")]
+pub mod spawn;
+#[cfg(target_os = "linux")]
+pub mod supervise;
+
+#[cfg(target_os = "linux")]
+mod control;
+#[cfg(target_os = "linux")]
+mod image;
+#[cfg(target_os = "linux")]
+mod stderr;
+#[cfg(target_os = "linux")]
+mod sys;
+#[cfg(target_os = "linux")]
+mod worker;
 
 pub use contain::{Panic, contain};
 pub use error::{Code, Error, Result};
