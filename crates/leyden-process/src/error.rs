@@ -5,8 +5,12 @@
 //! implement [`std::error::Error`], so that `?` turns any foreign error into one (as `anyhow` does, and for the
 //! same reason); [`Error::into_std`] gives a boxed standard error where one is needed.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::panic::Location;
+use std::sync::Mutex;
+
+use serde::{Deserialize, Serialize};
 
 /// `Result` with Leyden's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -39,8 +43,10 @@ impl fmt::Display for Code {
 pub const USER: Code = Code::new("T0001", crate::exit::TRAINING_FAILED);
 
 /// What happened, where, why, and what to do.
+#[derive(Clone)]
 pub struct Error(Box<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     code: Code,
     what: String,
@@ -156,6 +162,26 @@ impl Error {
         self.0.code.exit
     }
 
+    /// This error as bytes, for another process of this program; [`from_wire`](Self::from_wire) reads them.
+    pub fn to_wire(&self) -> Vec<u8> {
+        let Inner { code, what, places, why, hints } = &*self.0;
+        let wire = Wire {
+            id: code.id.to_owned(),
+            exit: code.exit,
+            what: what.clone(),
+            places: places.clone(),
+            why: why.clone(),
+            hints: hints.clone(),
+        };
+        postcard::to_allocvec(&wire).expect("text always serialises")
+    }
+
+    /// The error that [`to_wire`](Self::to_wire) wrote; `None` if it wrote something else.
+    pub fn from_wire(bytes: &[u8]) -> Option<Self> {
+        let Wire { id, exit, what, places, why, hints } = postcard::from_bytes(bytes).ok()?;
+        Some(Self(Box::new(Inner { code: Code { id: interned(id), exit }, what, places, why, hints })))
+    }
+
     /// This error as a standard one, for interfaces that want `Box<dyn std::error::Error>`.
     pub fn into_std(self) -> Box<dyn std::error::Error + Send + Sync + 'static> {
         Box::new(Standard(self))
@@ -221,6 +247,34 @@ fn indent(text: &str) -> String {
     text.trim_end().replace('\n', "\n       ")
 }
 
+/// An error on its way to another process.
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    id: String,
+    exit: u8,
+    what: String,
+    places: Vec<(String, String)>,
+    why: Vec<String>,
+    hints: Vec<String>,
+}
+
+/// One leaked string for each distinct identifier. A program has a few dozen codes; what is beyond [`MOST_CODES`] can
+/// only be a peer's mistake, and is not kept.
+fn interned(id: String) -> &'static str {
+    const MOST_CODES: usize = 1024;
+    static IDS: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+    let mut ids = IDS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(known) = ids.get(id.as_str()) {
+        return known;
+    }
+    if ids.len() == MOST_CODES {
+        return USER.id;
+    }
+    let id = &*id.leak();
+    ids.insert(id);
+    id
+}
+
 /// [`Error`] where the standard trait is asked for.
 struct Standard(Error);
 
@@ -275,6 +329,16 @@ mod tests {
         let error = refuse(7).unwrap_err();
         assert_eq!((error.code(), error.what()), (USER, "class 7 is unknown"));
         assert!(error.place("raised").unwrap().contains("error.rs:"), "{error:?}");
+    }
+
+    #[test]
+    fn survives_the_trip_to_another_process() {
+        let error =
+            Error::new(TORN, "torn").at("file", "a").at("line", 3).why("cut").why("off").hint("again");
+        let back = Error::from_wire(&error.to_wire()).unwrap();
+        assert_eq!(format!("{back:?}"), format!("{error:?}"));
+        assert_eq!(back.code(), TORN);
+        assert!(Error::from_wire(&error.to_wire()[..9]).is_none());
     }
 
     #[test]

@@ -9,15 +9,21 @@ compile_error!("leyden runs on Linux; other Unix systems build, anything else is
 
 pub mod allocator;
 pub mod attach;
-pub mod clock;
 #[cfg(target_os = "linux")]
 mod available;
+pub mod clock;
 pub mod codes;
 pub mod contain;
+#[cfg(target_os = "linux")]
+mod control;
+#[cfg(target_os = "linux")]
+pub mod entry;
 pub mod error;
 pub mod exit;
 #[cfg(target_os = "linux")]
 pub mod futex;
+#[cfg(target_os = "linux")]
+mod image;
 #[cfg(target_os = "linux")]
 pub mod memory;
 #[cfg(target_os = "linux")]
@@ -27,7 +33,17 @@ pub mod signal;
 #[cfg(all(target_os = "linux", not(all(test, loom))))]
 pub mod slots;
 #[cfg(target_os = "linux")]
+pub mod spawn;
+#[cfg(target_os = "linux")]
+mod stderr;
+#[cfg(target_os = "linux")]
+pub mod supervise;
+#[cfg(target_os = "linux")]
+mod sys;
+#[cfg(target_os = "linux")]
 pub mod tombstone;
+#[cfg(target_os = "linux")]
+mod worker;
 
 pub use contain::{Panic, contain};
 pub use error::{Code, Error, Result};

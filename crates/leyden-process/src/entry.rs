@@ -1,0 +1,394 @@
+//! How a process of this program learns, before `main`, that it was started to do something else than `main`.
+//!
+//! A process that Leyden starts runs the same executable. A constructor in this crate, which the C library calls before
+//! `main`, finds a cookie in the environment, does the work, and ends the process: `main` is never reached, and need
+//! not be written in any particular way. The cookie names the socket that is the process's stdin. One that was
+//! inherited, copied or left over names another file and is removed, and in the real child it is removed too, so the
+//! programs that a worker starts are ordinary ones.
+//!
+//! Starting a program again by its path is how a mistake becomes a fork bomb. Three things keep it from happening, each
+//! enough alone: [`preflight`] refuses to start where the constructor would not divert; a process that was started by
+//! Leyden refuses to start others; and [`fuse`], called by whatever could start one, ends a process whose cookie
+//! nobody took.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::fmt;
+use std::fs;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use crate::codes::{NESTED, NO_ENTRY, NO_SELF, UNCONSUMED_ROLE};
+use crate::control::Control;
+use crate::error::{Error, Result};
+use crate::image::{self, Image};
+use crate::{exit, sys, worker};
+
+/// What a process is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The program itself, as its user started it.
+    Main,
+    /// Started by Leyden: it runs one function and never `main`.
+    Worker,
+}
+
+/// What this process is there for.
+///
+/// # Example
+///
+/// ```
+/// assert_eq!(leyden_process::entry::role(), leyden_process::entry::Role::Main);
+/// ```
+pub fn role() -> Role {
+    if ROLE.load(Ordering::Relaxed) == 0 { Role::Main } else { Role::Worker }
+}
+
+/// Whether this program can be started again to run a function of its own. Done before every start; call it early to
+/// learn the answer before it matters.
+///
+/// # Errors
+///
+/// `P0101` in a process that Leyden started itself; `P0102` if Leyden is in a library instead of the executable (a
+/// `cdylib`, `-C prefer-dynamic`), where the function could not be found again; `P0103` if `/proc/self/exe` is missing,
+/// not executable, or another program: this one was started through a loader or an emulator.
+pub fn preflight() -> Result<()> {
+    fuse();
+    if role() == Role::Worker {
+        return Err(Error::new(NESTED, "a process that Leyden started cannot start others")
+            .why("it runs a function of the program, never its `main`, and may not become a chain of processes")
+            .hint("start processes in the program's own process; use threads inside a worker")
+            .hint("for other programs use `process::Guarded`"));
+    }
+    can_start_again()
+}
+
+/// Ends a process that was started to be a worker and yet got this far. Whatever could start processes calls it first.
+///
+/// In a sound program this never happens: see [`preflight`].
+pub fn fuse() {
+    let Some(text) = std::env::var_os(VARIABLE) else { return };
+    let unconsumed = text.to_str().and_then(Cookie::parse).is_some_and(|cookie| cookie.is_ours());
+    if unconsumed {
+        let error = Error::new(
+            UNCONSUMED_ROLE,
+            "a process that should be a worker has reached the program's own code",
+        );
+        eprintln!("error[{}]: {error}", error.code());
+        sys::exit_now(exit::CONFIGURATION);
+    }
+}
+
+/// Fails unless the function at this address lies in the program itself.
+pub(crate) fn is_in_the_program(function: usize) -> Result<()> {
+    match Image::of_the_program() {
+        Some(image) if image.has_code_at(function) => Ok(()),
+        _ => Err(no_entry("the function of the job lies in a library")),
+    }
+}
+
+/// The part of [`preflight`] that is also asked of processes that may only start a guard.
+pub(crate) fn can_start_again() -> Result<()> {
+    static ANSWER: OnceLock<Result<()>> = OnceLock::new();
+    ANSWER.get_or_init(look).clone()
+}
+
+/// What a process that Leyden starts is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// Runs one function.
+    Worker = 1,
+}
+
+impl Kind {
+    const ALL: [Self; 1] = [Self::Worker];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+        }
+    }
+}
+
+/// The environment variable of the cookie.
+pub(crate) const VARIABLE: &str = "LEYDEN_ROLE";
+const VARIABLE_C: &CStr = c"LEYDEN_ROLE";
+
+/// What the variable says: `worker:1:<device>:<inode>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cookie {
+    kind: Kind,
+    depth: u8,
+    stdin: (u64, u64),
+}
+
+impl Cookie {
+    /// For a process whose stdin will be this socket.
+    pub(crate) fn new(kind: Kind, stdin: BorrowedFd<'_>) -> Option<Self> {
+        Some(Self { kind, depth: DEEPEST, stdin: sys::identity(stdin.as_raw_fd())? })
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let kind = parts.next()?;
+        let kind = Kind::ALL.into_iter().find(|known| known.name() == kind)?;
+        let depth = parts.next()?.parse().ok()?;
+        let stdin = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        parts.next().is_none().then_some(Self { kind, depth, stdin })
+    }
+
+    /// Whether it was written for this process, which has not taken it yet.
+    fn is_ours(self) -> bool {
+        sys::identity(0) == Some(self.stdin)
+    }
+}
+
+impl fmt::Display for Cookie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (device, inode) = self.stdin;
+        write!(f, "{}:{}:{device}:{inode}", self.kind.name(), self.depth)
+    }
+}
+
+/// A process started by the program has depth 1; there is no other.
+const DEEPEST: u8 = 1;
+
+static HOOK_RAN: AtomicBool = AtomicBool::new(false);
+/// 0, or the [`Kind`] of this process.
+static ROLE: AtomicU8 = AtomicU8::new(0);
+
+type Constructor = extern "C" fn(c_int, *const *const c_char, *const *const c_char);
+
+/// Called by the C library before `main`, because it lies in this section. glibc passes the arguments of `main`; musl
+/// passes nothing, and nothing is read there.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static HOOK: Constructor = hook;
+
+extern "C" fn hook(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
+    HOOK_RAN.store(true, Ordering::Relaxed);
+    // In a library this may run under the loader's lock, where starting a thread can deadlock; and there is nothing to
+    // run there, because the preflight has refused to start us.
+    let in_the_program = is_in_the_program(hook as *const () as usize).is_ok();
+    let Some(cookie) = take_cookie(in_the_program) else { return };
+    if cookie.depth != DEEPEST {
+        sys::exit_now(exit::CONFIGURATION);
+    }
+
+    ROLE.store(cookie.kind as u8, Ordering::Relaxed);
+    let control = clean_up_inheritance();
+    worker::arm(&control);
+    run_later_constructors(argc, argv, envp);
+    match cookie.kind {
+        Kind::Worker => worker::run(control),
+    }
+}
+
+/// The cookie, if it was written for this process. It is removed in any case, unless it is ours and cannot be used: then
+/// the fuse must find it.
+fn take_cookie(usable: bool) -> Option<Cookie> {
+    // SAFETY: before `main`, no other thread of ours changes the environment; the text is copied before it is removed.
+    let text = unsafe {
+        let text = libc::getenv(VARIABLE_C.as_ptr());
+        if text.is_null() {
+            return None;
+        }
+        CStr::from_ptr(text).to_str().ok()?.to_owned()
+    };
+    let cookie = Cookie::parse(&text).filter(|cookie| cookie.is_ours());
+    if cookie.is_some() && !usable {
+        return None;
+    }
+    // SAFETY: as above.
+    unsafe { libc::unsetenv(VARIABLE_C.as_ptr()) };
+    cookie
+}
+
+/// Moves the control socket off stdin, puts `/dev/null` there, and closes everything else that was inherited. Runs
+/// before the constructors that may open files of their own.
+fn clean_up_inheritance() -> Control {
+    const PLACE: RawFd = 3;
+    // SAFETY: before `main`, nothing in this process owns a descriptor but the standard ones: what is closed and
+    // replaced here was inherited. Descriptor 0 is the control socket, as the cookie's inode has shown.
+    let control = unsafe {
+        if libc::dup3(0, PLACE, libc::O_CLOEXEC) < 0 {
+            sys::exit_now(exit::CONFIGURATION);
+        }
+        OwnedFd::from_raw_fd(PLACE)
+    };
+    if let Ok(null) = fs::File::open("/dev/null") {
+        let null = null.into_raw_fd();
+        // SAFETY: as above; the file opened here stays open only as stdin.
+        unsafe {
+            libc::dup2(null, 0);
+            libc::close(null);
+        }
+    } else {
+        // SAFETY: as above. Without /dev/null, stdin is closed rather than the control socket.
+        unsafe { libc::close(0) };
+    }
+    close_from(PLACE + 1);
+    Control::new(control)
+}
+
+/// Closes all descriptors from `first` on.
+fn close_from(first: RawFd) {
+    // SAFETY: the callers own every descriptor from there on: see `clean_up_inheritance`.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) == 0 {
+            return;
+        }
+        // Kernels before 5.9.
+        let open: Vec<RawFd> = fs::read_dir("/proc/self/fd")
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .collect();
+        for fd in open.into_iter().filter(|&fd| fd >= first) {
+            libc::close(fd);
+        }
+    }
+}
+
+/// Calls the program's constructors that come after ours: C++ statics, other crates' hooks. A function of the program
+/// may count on them.
+fn run_later_constructors(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
+    let after_ours = (&raw const HOOK).addr() + size_of::<Constructor>();
+    let end = end_of_constructors();
+    for place in (after_ours..end).step_by(size_of::<Constructor>()) {
+        // SAFETY: the linker puts the addresses of constructors between our entry and the array's end; 0 and -1 are
+        // fillers. They are called with what the C library would call them with, in its order, once: it never gets to
+        // them, because this process ends in our constructor.
+        unsafe {
+            let entry = std::ptr::with_exposed_provenance::<usize>(place).read();
+            if entry != 0 && entry != usize::MAX {
+                let constructor: Constructor =
+                    std::mem::transmute(std::ptr::with_exposed_provenance::<()>(entry));
+                constructor(argc, argv, envp);
+            }
+        }
+    }
+}
+
+/// The address behind the program's last constructor, or 0 if the linker does not say. The reference is weak, because
+/// GNU ld does not define the symbol in shared libraries, and one that holds this crate must still load.
+fn end_of_constructors() -> usize {
+    let end: usize;
+    // SAFETY: the instructions read an address from the global offset table, and change nothing else.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::asm!(
+            ".weak __init_array_end",
+            "mov {end}, qword ptr [rip + __init_array_end@GOTPCREL]",
+            end = out(reg) end,
+            options(nostack, preserves_flags),
+        );
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        std::arch::asm!(
+            ".weak __init_array_end",
+            "adrp {end}, :got:__init_array_end",
+            "ldr {end}, [{end}, :got_lo12:__init_array_end]",
+            end = out(reg) end,
+            options(nostack, preserves_flags),
+        );
+    }
+    end
+}
+
+fn look() -> Result<()> {
+    if !HOOK_RAN.load(Ordering::Relaxed) {
+        return Err(no_entry("its constructor did not run"));
+    }
+    let Some(program) = Image::of_the_program() else {
+        return Err(no_entry("the program's image was not found in memory"));
+    };
+    if !program.has_code_at(hook as *const () as usize) || !image::anchor_is_in_the_program() {
+        return Err(no_entry("it lies in a library, which another process may have elsewhere"));
+    }
+
+    let itself = fs::read_link("/proc/self/exe").map_err(|error| {
+        no_self("the program's own file is not known").at("file", "/proc/self/exe").because(&error)
+    })?;
+    let itself = itself.to_string_lossy().into_owned();
+    match file_mapped_at(program.headers) {
+        Some(mapped) if mapped == itself => {}
+        Some(mapped) => {
+            return Err(no_self("the program was started through another one")
+                .at("program", mapped)
+                .at("started as", itself)
+                .why("a loader or an emulator runs it, and is what would be started again"));
+        }
+        None => return Err(no_self("the program's own file is not known").at("file", "/proc/self/maps")),
+    }
+    // SAFETY: access takes a path that ends with a zero.
+    if unsafe { libc::access(c"/proc/self/exe".as_ptr(), libc::X_OK) } != 0 {
+        let error = std::io::Error::last_os_error();
+        return Err(no_self("the program's own file may not be executed").at("file", itself).because(&error));
+    }
+    Ok(())
+}
+
+/// The path of the file that is mapped at this address.
+fn file_mapped_at(address: usize) -> Option<String> {
+    let maps = fs::read_to_string("/proc/self/maps").ok()?;
+    maps.lines().find_map(|line| {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let bound = |text| usize::from_str_radix(text, 16).ok();
+        // After the range: permissions, offset, device, inode, and the path behind spaces.
+        (bound(start)?..bound(end)?).contains(&address).then_some(())?;
+        Some(rest.splitn(5, ' ').nth(4)?.trim_start().replace("\\012", "\n"))
+    })
+}
+
+fn no_entry(why: &str) -> Error {
+    Error::new(NO_ENTRY, "this program cannot run a function in another process")
+        .why(format!("Leyden's entry hook is not part of the executable: {why}"))
+        .hint("use threads: `Workers::threads`")
+        .hint("link Leyden statically into an executable: no `cdylib`, no `-C prefer-dynamic`")
+}
+
+fn no_self(what: &str) -> Error {
+    Error::new(NO_SELF, what)
+        .hint("use threads: `Workers::threads`")
+        .hint("start the executable directly, with /proc mounted")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cookie_reads_back_as_it_was_written() {
+        let null = fs::File::open("/dev/null").unwrap();
+        let cookie = Cookie::new(Kind::Worker, std::os::fd::AsFd::as_fd(&null)).unwrap();
+        assert_eq!(Cookie::parse(&cookie.to_string()), Some(cookie));
+        for foreign in ["", "worker", "worker:1:2", "worker:1:2:3:4", "main:1:2:3", "worker:x:2:3"] {
+            assert_eq!(Cookie::parse(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn the_program_that_runs_these_tests_can_be_started_again() {
+        preflight().unwrap();
+        assert_eq!(role(), Role::Main);
+    }
+
+    #[test]
+    fn the_constructors_end_is_known() {
+        assert!(end_of_constructors() >= (&raw const HOOK).addr() + size_of::<Constructor>());
+    }
+
+    #[test]
+    fn a_function_of_a_library_is_refused() {
+        if cfg!(target_feature = "crt-static") {
+            return;
+        }
+        let error = is_in_the_program(libc::getpid as *const () as usize).unwrap_err();
+        assert_eq!(error.code(), NO_ENTRY);
+    }
+}

@@ -1,0 +1,643 @@
+//! Runs a function of the program in another process of it.
+//!
+//! A [`Job`] is a function and its argument, ready to be sent; [`Job::spawn`] starts a [`Child`] that runs it. The child
+//! is a fresh process: it shares neither threads, locks, descriptors nor open files with this one, whatever runs here.
+//! `main` is not run again, and needs no guard (Python's `if __name__ == "__main__"` has no counterpart).
+
+use std::any::type_name;
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, SyncSender};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::codes::{ARGUMENT, CONTROL, NO_HELLO, OTHER_BUILD, START};
+use crate::control::{Control, FDS_PER_MESSAGE, Got, Tag};
+use crate::entry::{self, Cookie, Kind};
+use crate::error::{Error, Result};
+use crate::stderr::{Janitor, Tail};
+use crate::supervise::{self, BLIND, Cause, Ended, Process, said};
+use crate::sys::{self, Resource};
+use crate::worker::{Entry, Hello, Order, send_message};
+use crate::{attach, image};
+
+pub use crate::control::LARGEST_MESSAGE;
+pub use crate::worker::{Parent, Received};
+
+/// A function and its argument, ready to be run in other processes of this program.
+///
+/// The argument is serialised once, into memory that all children map. `torch.multiprocessing.spawn` pickles it for
+/// each child.
+///
+/// # Example
+///
+/// ```
+/// use leyden_process::spawn::{Job, Parent, SpawnOptions};
+/// use std::time::Duration;
+///
+/// fn sum(numbers: Vec<u32>, parent: Parent) -> leyden_process::Result<()> {
+///     parent.send(&numbers.iter().sum::<u32>().to_le_bytes())
+/// }
+///
+/// # fn main() -> leyden_process::Result<()> {
+/// let job = Job::new(sum, &vec![1, 2, 3])?;
+/// let mut child = job.spawn(&SpawnOptions::named("adder"))?;
+/// let ended = child.ended(Duration::from_secs(10)).expect("it ends at once");
+/// ended.into_result("adder")
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Job(Arc<Inner>);
+
+struct Inner {
+    entry: Entry,
+    argument: Argument,
+}
+
+/// A value in memory that no process can change any more.
+struct Argument {
+    memory: File,
+    length: u64,
+    attached: Vec<OwnedFd>,
+}
+
+impl Job {
+    /// Serialises `argument` for `function`, which must be a plain function or a closure that captures nothing.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`preflight`](entry::preflight), and `P0105` if the argument cannot be serialised or does not fit into
+    /// memory.
+    pub fn new<F, A>(function: F, argument: &A) -> Result<Self>
+    where
+        F: Fn(A, Parent) -> Result<()> + Copy + Send + Sync + 'static,
+        A: Serialize + DeserializeOwned + 'static,
+    {
+        const {
+            assert!(
+                size_of::<F>() == 0,
+                "the function of a job must be a plain `fn` item or a closure that captures nothing: pass what it \
+                 needs as its argument"
+            );
+        }
+        // Its type is all that is needed; that there is a value shows that it may be called.
+        let _: F = function;
+        entry::preflight()?;
+        let entry: Entry = run::<F, A>;
+        entry::is_in_the_program(entry as *const () as usize)?;
+        Ok(Self(Arc::new(Inner { entry, argument: Argument::serialise(argument)? })))
+    }
+
+    /// Starts a process and runs the job in it; returns when the process has reported, which takes about a
+    /// millisecond. The function may still be reading its argument then.
+    ///
+    /// # Errors
+    ///
+    /// `P0101` to `P0103` where no process can be started: see [`preflight`](entry::preflight). `P0106` if the system
+    /// refuses, with its limits; `P0107` if the process does not report in time; `P0108` if it is of another build.
+    pub fn spawn(&self, options: &SpawnOptions<'_>) -> Result<Child> {
+        entry::preflight()?;
+        let argument = &self.0.argument;
+        let order = Order {
+            build: image::build(),
+            name: options.name.clone(),
+            entry: image::offset_of(self.0.entry as *const () as usize),
+            length: argument.length,
+            attached: argument.attached.len() as u32,
+            handed: options.fds.len() as u32,
+        };
+        let fds: Vec<BorrowedFd<'_>> = [argument.memory.as_fd()]
+            .into_iter()
+            .chain(argument.attached.iter().map(OwnedFd::as_fd))
+            .chain(options.fds.iter().copied())
+            .collect();
+
+        let mut child = launch(Kind::Worker, options)?;
+        // The order goes out before the child's first word, which it need not wait for.
+        child.send_order(&order, &fds, options)?;
+        child.expect_hello(options)?;
+        Ok(child)
+    }
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job").field("argument_bytes", &self.0.argument.length).finish_non_exhaustive()
+    }
+}
+
+/// How to start a process.
+#[derive(Clone, Debug)]
+pub struct SpawnOptions<'a> {
+    /// The name in `ps`, in errors, and in front of its lines on stderr.
+    pub name: String,
+    /// Descriptors to hand over: [`Parent::fds`] gives duplicates of them, in this order.
+    pub fds: Vec<BorrowedFd<'a>>,
+    /// How long to wait for the process's first word. It comes after about a millisecond; 10 s by default, because a
+    /// machine may be busy and constructors of the program slow.
+    pub hello_timeout: Duration,
+    /// Whether its lines on stderr appear on ours, with the name in front; on by default. Its last lines are kept in
+    /// any case. Its stdout is ours.
+    pub forward_stderr: bool,
+}
+
+impl SpawnOptions<'_> {
+    /// The defaults, with this name.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+}
+
+impl Default for SpawnOptions<'_> {
+    fn default() -> Self {
+        Self {
+            name: "worker".to_owned(),
+            fds: Vec::new(),
+            hello_timeout: Duration::from_secs(10),
+            forward_stderr: true,
+        }
+    }
+}
+
+/// A process that runs a [`Job`].
+///
+/// Dropping it kills the process and its group, and returns within 300 ms: one that the kernel takes longer to bury is
+/// left to a thread of Leyden's. [`stop`](Self::stop) lets it end by itself.
+pub struct Child {
+    name: String,
+    /// `None` only while it is dropped.
+    process: Option<Process>,
+    control: Control,
+    tail: Arc<Tail>,
+    /// Messages that were read while something else was waited for.
+    inbox: VecDeque<Vec<u8>>,
+    inbox_bytes: usize,
+    /// What it said as its last: the error of its function, or nothing.
+    goodbye: Option<Option<Error>>,
+    closed: bool,
+}
+
+/// How much unread mail is taken in while its end is waited for; what is more stays with the child.
+const INBOX_BYTES: usize = 64 << 20;
+
+impl Child {
+    /// The name that it was started with.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its process number, and that of its group. Another process may have it once this one has [`ended`](Self::ended).
+    pub fn pid(&self) -> i32 {
+        self.process().pid()
+    }
+
+    /// A descriptor that is readable when it has ended; `None` where the system has none (gVisor, Linux before 5.3).
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.process().pidfd()
+    }
+
+    /// The control socket, to be polled: readable when [`recv`](Self::recv) would not wait.
+    pub fn control_fd(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
+    }
+
+    /// Its last lines on stderr, oldest first: at most 20 of at most 2 KiB.
+    pub fn stderr(&self) -> Vec<String> {
+        self.tail.drain();
+        self.tail.lines()
+    }
+
+    /// Sends it a message of at most 64 KiB; waits up to 10 s for room.
+    ///
+    /// # Errors
+    ///
+    /// `P0109` if it is larger, `P0110` if it could not be sent.
+    pub fn send(&self, message: &[u8]) -> Result<()> {
+        send_message(&self.control, message, &self.name).map_err(|error| error.at("process", &self.name))
+    }
+
+    /// Its next message.
+    ///
+    /// # Errors
+    ///
+    /// `P0110` if the message could not be read.
+    pub fn recv(&mut self, timeout: Duration) -> Result<Received> {
+        let deadline = sys::deadline(timeout);
+        loop {
+            if let Some(message) = self.inbox.pop_front() {
+                self.inbox_bytes -= message.len();
+                return Ok(Received::Message(message));
+            }
+            if self.closed {
+                return Ok(Received::Closed);
+            }
+            if !self.take_in(deadline)? {
+                return Ok(Received::TimedOut);
+            }
+        }
+    }
+
+    /// How it ended, if it did so within the time. Messages that it had sent are still there for
+    /// [`recv`](Self::recv).
+    pub fn ended(&mut self, timeout: Duration) -> Option<Ended> {
+        let deadline = sys::deadline(timeout);
+        loop {
+            self.look();
+            if self.has_ended() {
+                return Some(self.conclude());
+            }
+            if Instant::now() >= deadline {
+                return None;
+            }
+            let blind = self.pidfd().is_none();
+            let look_again = if blind { deadline.min(Instant::now() + BLIND) } else { deadline };
+            let _ = sys::poll(&mut self.interests(), Some(look_again));
+        }
+    }
+
+    /// How it ended, if it did.
+    pub fn try_ended(&mut self) -> Option<Ended> {
+        self.ended(Duration::ZERO)
+    }
+
+    /// Ends it: see [`stop_all`](supervise::stop_all).
+    pub fn stop(self, grace: Duration) -> Ended {
+        supervise::stop_all(vec![self], grace).remove(0)
+    }
+
+    /// Asks it to stop: its [`Parent::recv`] gives [`Received::Closed`].
+    pub fn ask_to_stop(&mut self) {
+        // One that does not read has no room for it; then the signals will do.
+        let _ = self.control.send(Tag::Stop, &[], &[], Instant::now());
+    }
+
+    pub(crate) fn terminate(&mut self) {
+        self.process_mut().signal_group(libc::SIGTERM);
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.process_mut().signal_group(libc::SIGKILL);
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.process().has_ended()
+    }
+
+    /// Takes note of what has happened, without waiting.
+    pub(crate) fn look(&mut self) {
+        let dead = self.process_mut().try_status().is_some();
+        while !self.closed && (dead || self.inbox_bytes < INBOX_BYTES) {
+            match self.take_in(Instant::now()) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(_) => self.closed = true,
+            }
+        }
+        if dead {
+            self.tail.drain();
+        }
+    }
+
+    /// What a poll waits for that is to notice its end or a message that keeps it from ending.
+    pub(crate) fn interests(&self) -> Vec<libc::pollfd> {
+        let mail = !self.closed && self.inbox_bytes < INBOX_BYTES;
+        let mail = mail.then(|| sys::interest(self.control.as_fd(), libc::POLLIN));
+        let end = if self.has_ended() { None } else { self.process().interest() };
+        mail.into_iter().chain(end).collect()
+    }
+
+    /// How it ended.
+    pub(crate) fn conclude(&mut self) -> Ended {
+        let (cause, error) = match &self.goodbye {
+            Some(error) => (Cause::Done, error.clone()),
+            None => (self.process().cause(), None),
+        };
+        Ended { cause, stderr: self.stderr(), error }
+    }
+
+    /// Reads one message, and keeps it; says whether something came.
+    fn take_in(&mut self, deadline: Instant) -> Result<bool> {
+        let got = self.control.receive(deadline).map_err(|error| {
+            let error = Error::new(CONTROL, "a message of a process was not read").because(&error);
+            error.at("process", &self.name)
+        })?;
+        match got {
+            Got::TimedOut => return Ok(false),
+            Got::Closed => self.closed = true,
+            Got::Packet { tag: Tag::Message, body, .. } => {
+                self.inbox_bytes += body.len();
+                self.inbox.push_back(body);
+            }
+            Got::Packet { tag: Tag::Goodbye, body, .. } => {
+                self.goodbye = Some(Error::from_wire(&body));
+                self.closed = true;
+            }
+            Got::Packet { .. } => {}
+        }
+        Ok(true)
+    }
+
+    fn send_order(&self, order: &Order, fds: &[BorrowedFd<'_>], options: &SpawnOptions<'_>) -> Result<()> {
+        let deadline = sys::deadline(options.hello_timeout);
+        let body = postcard::to_allocvec(order)?;
+        let sent = fds
+            .chunks(FDS_PER_MESSAGE)
+            .try_for_each(|fds| self.control.send(Tag::Descriptors, &[], fds, deadline))
+            .and_then(|()| self.control.send(Tag::Start, &body, &[], deadline));
+        match sent {
+            // What became of it is said by the hello that does not come.
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::TimedOut) => {
+                Ok(())
+            }
+            sent => sent.map_err(|error| start_failed(&options.name, &error)),
+        }
+    }
+
+    fn expect_hello(&mut self, options: &SpawnOptions<'_>) -> Result<()> {
+        let got = self.control.receive(sys::deadline(options.hello_timeout));
+        let why = match got {
+            Ok(Got::Packet { tag: Tag::Hello, body, .. }) => {
+                return match postcard::from_bytes::<Hello>(&body) {
+                    Ok(hello) if hello.build == image::build() => Ok(()),
+                    _ => {
+                        Err(Error::new(OTHER_BUILD, "a started process is of another build of this program")
+                            .at("process", &self.name)
+                            .hint("start the program again; something replaces its file while it runs"))
+                    }
+                };
+            }
+            Ok(Got::TimedOut) => {
+                let evidence = supervise::evidence(self.pid());
+                format!("it said nothing for {:?}, and is {evidence}", options.hello_timeout)
+            }
+            Ok(_) => match self.ended(Duration::from_secs(1)) {
+                Some(ended) => format!("it {}", ended.cause),
+                None => "it closed its control socket".to_owned(),
+            },
+            Err(error) => error.to_string(),
+        };
+        self.kill();
+        self.process_mut().status_until(sys::deadline(Duration::from_secs(1)));
+        let error = Error::new(NO_HELLO, "a started process did not report")
+            .at("process", &self.name)
+            .why(why)
+            .hint("a constructor of the program that is slow or fails would do this; so would a machine that is too busy");
+        Err(said(error, &self.stderr()))
+    }
+
+    fn process(&self) -> &Process {
+        self.process.as_ref().expect("it is taken by drop alone")
+    }
+
+    fn process_mut(&mut self) -> &mut Process {
+        self.process.as_mut().expect("it is taken by drop alone")
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        const MOST: Duration = Duration::from_millis(200);
+        if let Some(process) = self.process.take() {
+            end(process, MOST);
+        }
+        self.tail.drain();
+        self.tail.close();
+    }
+}
+
+impl std::fmt::Debug for Child {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Child").field("name", &self.name).field("pid", &self.pid()).finish_non_exhaustive()
+    }
+}
+
+/// Kills a process with its group; one that is not dead in time is left to the janitor.
+fn end(mut process: Process, most: Duration) {
+    process.signal_group(libc::SIGKILL);
+    if process.status_until(sys::deadline(most)).is_none()
+        && let Ok(janitor) = Janitor::get()
+    {
+        janitor.bury(process);
+    }
+}
+
+/// What a child calls first: reads the argument, and calls the function.
+fn run<F, A>(argument: &[u8], attached: Vec<OwnedFd>, parent: Parent) -> Result<()>
+where
+    F: Fn(A, Parent) -> Result<()> + Copy + Send + Sync + 'static,
+    A: DeserializeOwned + 'static,
+{
+    let value = attach::provide(attached, || postcard::from_bytes::<A>(argument)).map_err(|error| {
+        Error::new(ARGUMENT, "the argument of a job cannot be deserialised")
+            .at("type", type_name::<A>())
+            .because(&error)
+    })?;
+    let function = PhantomData::<F>;
+    call(function)(value, parent)
+}
+
+/// The value of a function's type.
+fn call<F: Copy + 'static>(_: PhantomData<F>) -> F {
+    const { assert!(size_of::<F>() == 0) };
+    // SAFETY: the type has no bytes, and `Job::new` was given a value of it in this program, so it has values, and may
+    // be copied.
+    unsafe { std::ptr::NonNull::<F>::dangling().read() }
+}
+
+impl Argument {
+    fn serialise<A: Serialize>(value: &A) -> Result<Self> {
+        let fail = |why: &dyn std::error::Error| {
+            Error::new(ARGUMENT, "the argument of a job cannot be serialised")
+                .at("type", type_name::<A>())
+                .why(why)
+        };
+        let memory = sys::memfd("leyden-argument").map_err(|error| fail(&error))?;
+        let mut writer = BufWriter::with_capacity(1 << 20, Bounded::new(&memory));
+        let (result, attached) = attach::collect(|| postcard::to_io(value, &mut writer).map(drop));
+        // The flavour's error says only that a write failed; the flush says why.
+        let flushed = writer.flush();
+        if let Some(error) = writer.get_mut().failed.take() {
+            return Err(fail(&error));
+        }
+        result
+            .map_err(|error| fail(&error).hint("the argument's `Serialize` must not fail or skip lengths"))?;
+        flushed.map_err(|error| fail(&error))?;
+        let length = writer.get_ref().written;
+        drop(writer);
+        sys::seal(&memory).map_err(|error| fail(&error))?;
+        Ok(Self { memory, length, attached })
+    }
+}
+
+/// Writes to memory up to the limit on files: beyond it the kernel would kill the process (SIGXFSZ).
+struct Bounded<'a> {
+    memory: &'a File,
+    written: u64,
+    limit: u64,
+    failed: Option<io::Error>,
+}
+
+impl<'a> Bounded<'a> {
+    fn new(memory: &'a File) -> Self {
+        let limit = sys::limit(Resource::FileSize).unwrap_or(u64::MAX);
+        Self { memory, written: 0, limit, failed: None }
+    }
+}
+
+impl Write for Bounded<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let result = if self.written + bytes.len() as u64 > self.limit {
+            let limit = self.limit;
+            Err(io::Error::other(format!(
+                "it is larger than the limit on files, {limit} bytes (`ulimit -f`)"
+            )))
+        } else {
+            self.memory.write(bytes)
+        };
+        match result {
+            Ok(count) => {
+                self.written += count as u64;
+                Ok(count)
+            }
+            Err(error) => {
+                let kind = error.kind();
+                self.failed = Some(error);
+                Err(kind.into())
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Starts this program again in a role.
+fn launch(kind: Kind, options: &SpawnOptions<'_>) -> Result<Child> {
+    let fail = |error: &io::Error| start_failed(&options.name, error);
+    let (here, there) = sys::socketpair().map_err(|error| fail(&error))?;
+    let (read, write) = sys::pipe().map_err(|error| fail(&error))?;
+    let cookie = Cookie::new(kind, there.as_fd())
+        .ok_or_else(|| fail(&io::Error::other("the control socket has no inode")))?;
+    // What the reader needs is made first, so that nothing can fail once there is a process.
+    let tail = Tail::start(&options.name, read, options.forward_stderr).map_err(|error| fail(&error))?;
+
+    let name = options.name.replace('\0', " ");
+    let process = on_the_spawner(options.hello_timeout, move || {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0(name).env(entry::VARIABLE, cookie.to_string());
+        command.stdin(there).stdout(Stdio::inherit()).stderr(write);
+        // No `pre_exec`: it would copy this process's page tables, 40 ms for each resident GB.
+        command.process_group(0).spawn().map(|child| Fresh(Some(Process::new(child.id() as i32))))
+    });
+    match process {
+        Ok(mut fresh) => Ok(Child {
+            name: options.name.clone(),
+            process: fresh.0.take(),
+            control: Control::new(here),
+            tail,
+            inbox: VecDeque::new(),
+            inbox_bytes: 0,
+            goodbye: None,
+            closed: false,
+        }),
+        Err(error) => {
+            tail.close();
+            Err(fail(&error))
+        }
+    }
+}
+
+/// A process that nobody has taken over yet. Its caller may have stopped waiting.
+struct Fresh(Option<Process>);
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        if let Some(process) = self.0.take() {
+            end(process, Duration::from_millis(200));
+        }
+    }
+}
+
+/// Runs `work` on the one thread that starts processes. It never ends while the program runs: the kernel's
+/// parent-death signal is sent when the *thread* that started a process ends.
+fn on_the_spawner<T: Send + 'static>(
+    patience: Duration,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    type Work = Box<dyn FnOnce() + Send>;
+    /// Callers wait for their answer, so this many threads may start processes at once before the next waits longer.
+    const QUEUE: usize = 64;
+    static SPAWNER: Mutex<Option<SyncSender<Work>>> = Mutex::new(None);
+
+    let spawner = {
+        let mut spawner = SPAWNER.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match &*spawner {
+            Some(running) => running.clone(),
+            None => {
+                let (sender, receiver) = mpsc::sync_channel::<Work>(QUEUE);
+                let thread = std::thread::Builder::new().name("leyden-spawner".to_owned());
+                thread.spawn(move || receiver.iter().for_each(|work| work()))?;
+                spawner.insert(sender).clone()
+            }
+        }
+    };
+    let gone = || io::Error::other("the thread that starts processes is gone");
+    let (answer, answered) = mpsc::sync_channel(1);
+    let work: Work = Box::new(move || drop(answer.send(work())));
+    spawner.send(work).map_err(|_| gone())?;
+    answered.recv_timeout(patience).map_err(|error| match error {
+        mpsc::RecvTimeoutError::Timeout => io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("the system has not started it within {patience:?}"),
+        ),
+        mpsc::RecvTimeoutError::Disconnected => gone(),
+    })?
+}
+
+/// The system's refusal, with the limits that may be behind it.
+fn start_failed(name: &str, error: &io::Error) -> Error {
+    let failed = Error::new(START, "a process could not be started").at("process", name).because(error);
+    let limit = |resource| sys::limit(resource).map_or("none".to_owned(), |limit| limit.to_string());
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOMEM) => {
+            let mut failed = failed
+                .at("threads of this user", threads_of_this_user())
+                .at("their limit (`ulimit -u`)", limit(Resource::Threads));
+            if let (Ok(now), Ok(most)) = (
+                fs::read_to_string("/sys/fs/cgroup/pids.current"),
+                fs::read_to_string("/sys/fs/cgroup/pids.max"),
+            ) {
+                failed = failed.at("threads in the control group", now.trim()).at("their limit", most.trim());
+            }
+            failed.hint("use fewer workers, or raise the limit")
+        }
+        Some(libc::EMFILE | libc::ENFILE) => failed
+            .at("open descriptors", fs::read_dir("/proc/self/fd").map_or(0, Iterator::count))
+            .at("their limit (`ulimit -n`)", limit(Resource::Descriptors))
+            .hint("use fewer workers, close files, or raise the limit"),
+        _ => failed,
+    }
+}
+
+fn threads_of_this_user() -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    // SAFETY: geteuid has no preconditions.
+    let user = unsafe { libc::geteuid() };
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ours =
+        processes.filter(|entry| entry.metadata().is_ok_and(|data| data.is_dir() && data.uid() == user));
+    ours.filter_map(|entry| {
+        let status = fs::read_to_string(entry.path().join("status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("Threads:")?.trim().parse::<u64>().ok())
+    })
+    .sum()
+}

@@ -1,0 +1,308 @@
+//! The child's side: a process that runs one function of the program, and outlives its parent by milliseconds at most.
+//!
+//! The main thread never runs the user's code. It waits for the parent's end and ends the process at once, whatever the
+//! function is stuck in. The kernel's parent-death signal does the same, and both are there because each has holes: the
+//! signal is lost in a set-uid exec and on other systems, and the socket stays open while a stranger holds a copy.
+
+use std::ffi::CString;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::codes::{ARGUMENT, CONTROL, MESSAGE_SIZE, OTHER_BUILD, PANICKED, START};
+use crate::contain::contain;
+use crate::control::{Control, Got, LARGEST_MESSAGE, Tag};
+use crate::error::{Error, Result};
+use crate::{exit, image, sys};
+
+/// What came from the other process, or did not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// A message.
+    Message(Vec<u8>),
+    /// Nothing, within the time.
+    TimedOut,
+    /// Nothing more will come. In the parent: the child has said goodbye or is gone; [`Child::ended`] says which. In the
+    /// child: the parent asks it to stop.
+    ///
+    /// [`Child::ended`]: crate::spawn::Child::ended
+    Closed,
+}
+
+/// The parent, seen from a process that it started. The function of a [`Job`](crate::spawn::Job) gets it.
+///
+/// When the parent ends, however it ends, this process ends too, within milliseconds and without unwinding.
+pub struct Parent {
+    control: Arc<Control>,
+    fds: Vec<OwnedFd>,
+    name: String,
+    /// Whether the parent asked to stop; also keeps two threads from reading at once.
+    stop: Mutex<bool>,
+}
+
+impl Parent {
+    /// The name that this process was started with.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Takes the descriptors that the parent handed over in `SpawnOptions::fds`, in their order; a second call gives
+    /// none.
+    pub fn fds(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.fds)
+    }
+
+    /// Sends the parent a message of at most 64 KiB; waits up to 10 s for room.
+    ///
+    /// # Errors
+    ///
+    /// `P0109` if it is larger, `P0110` if it could not be sent.
+    pub fn send(&self, message: &[u8]) -> Result<()> {
+        send_message(&self.control, message, "the parent")
+    }
+
+    /// The parent's next message; [`Received::Closed`] when it asks this process to stop, from then on always.
+    ///
+    /// # Errors
+    ///
+    /// `P0110` if the message could not be read.
+    pub fn recv(&self, timeout: Duration) -> Result<Received> {
+        let mut stop = self.stop.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if *stop {
+            return Ok(Received::Closed);
+        }
+        match self.control.receive(sys::deadline(timeout)) {
+            Ok(Got::Packet { tag: Tag::Message, body, .. }) => Ok(Received::Message(body)),
+            Ok(Got::TimedOut) => Ok(Received::TimedOut),
+            // Whatever else comes asks to stop; an end of the socket ends the process anyhow.
+            Ok(Got::Packet { .. } | Got::Closed) => {
+                *stop = true;
+                Ok(Received::Closed)
+            }
+            Err(error) => Err(Error::new(CONTROL, "a message of the parent was not read").because(&error)),
+        }
+    }
+}
+
+impl AsFd for Parent {
+    /// Readable when [`recv`](Self::recv) would not wait.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        (*self.control).as_fd()
+    }
+}
+
+impl std::fmt::Debug for Parent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parent").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Sends a user's message, with the errors of both sides.
+pub(crate) fn send_message(control: &Control, message: &[u8], whom: &str) -> Result<()> {
+    const ROOM: Duration = Duration::from_secs(10);
+    if message.len() > LARGEST_MESSAGE {
+        return Err(Error::new(MESSAGE_SIZE, "a message between processes is too large")
+            .at("bytes", message.len())
+            .at("limit", LARGEST_MESSAGE)
+            .hint("put large data into shared memory, and send where it is"));
+    }
+    control.send(Tag::Message, message, &[], sys::deadline(ROOM)).map_err(|error| {
+        let why = match error.kind() {
+            io::ErrorKind::TimedOut => format!("{whom} has read nothing for {} s", ROOM.as_secs()),
+            io::ErrorKind::BrokenPipe => format!("{whom} is gone"),
+            _ => error.to_string(),
+        };
+        Error::new(CONTROL, format!("a message to {whom} was not sent")).why(why)
+    })
+}
+
+/// The child's first message.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub(crate) build: Vec<u8>,
+}
+
+/// What a child is to run. Its descriptors come before it: the argument's memory, those attached to the argument, those
+/// handed over.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Order {
+    pub(crate) build: Vec<u8>,
+    pub(crate) name: String,
+    /// Of an [`Entry`], as [`image::offset_of`] gives it.
+    pub(crate) entry: i64,
+    /// The argument's bytes.
+    pub(crate) length: u64,
+    /// How many descriptors are attached to the argument.
+    pub(crate) attached: u32,
+    /// How many descriptors are handed over to the function.
+    pub(crate) handed: u32,
+}
+
+/// A function together with its argument's type: reads the argument and calls the function.
+pub(crate) type Entry = fn(argument: &[u8], attached: Vec<OwnedFd>, parent: Parent) -> Result<()>;
+
+/// Ties this process's life to its parent's: from here on it dies with it.
+pub(crate) fn arm(control: &Control) {
+    // SAFETY: prctl with PR_SET_PDEATHSIG takes a signal's number. It is armed for this thread, the main one, which
+    // lives as long as the process.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // The parent may have ended before.
+    if control.is_closed() {
+        sys::exit_now(exit::WORKER_DIED);
+    }
+}
+
+/// What a process with the role of a worker does instead of `main`.
+pub(crate) fn run(control: Control) -> ! {
+    settle_signals();
+    let control = Arc::new(control);
+    if let Err(error) = hello(&control).and_then(|()| begin(&control)) {
+        leave(&control, Err(error));
+    }
+    control.wait_until_closed();
+    sys::exit_now(exit::WORKER_DIED);
+}
+
+/// A broken pipe is an error and no signal, as in every Rust program; SIGTERM does nothing, because the parent decides
+/// when a worker ends. It has a handler instead of being ignored, which an exec would hand on to other programs.
+fn settle_signals() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: the handler does nothing. SA_RESTART, which `signal` sets in both C libraries, keeps most system calls of
+    // the function from being interrupted.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+        libc::signal(libc::SIGTERM, nothing as *const () as usize);
+    }
+}
+
+fn hello(control: &Control) -> Result<()> {
+    let hello = Hello { build: image::build() };
+    let body = postcard::to_allocvec(&hello)?;
+    Ok(control.send(Tag::Hello, &body, &[], patience())?)
+}
+
+/// Reads the order and starts the function on a thread of its own.
+fn begin(control: &Arc<Control>) -> Result<()> {
+    let (order, mut fds) = take_order(control)?;
+    if order.build != image::build() {
+        return Err(other_build());
+    }
+    set_name(&order.name);
+    let entry = entry_at(order.entry).ok_or_else(other_build)?;
+    if fds.len() != 1 + order.attached as usize + order.handed as usize {
+        return Err(Error::new(START, "descriptors were lost on the way to a new process")
+            .at("came", fds.len())
+            .why("this process may open no more"));
+    }
+    let handed = fds.split_off(1 + order.attached as usize);
+    let attached = fds.split_off(1);
+    let memory = fds.remove(0);
+    let parent = Parent {
+        control: Arc::clone(control),
+        fds: handed,
+        name: order.name.clone(),
+        stop: Mutex::new(false),
+    };
+    let length = usize::try_from(order.length)?;
+    start_thread(&order.name, Arc::clone(control), move || {
+        let argument = sys::Sealed::map(memory.as_fd(), length).map_err(|error| {
+            Error::new(ARGUMENT, "the argument of a job cannot be mapped").because(&error)
+        })?;
+        drop(memory);
+        entry(argument.bytes(), attached, parent)
+    })
+}
+
+/// Runs `work` on a new thread, tells the parent how it ended, and ends the process.
+fn start_thread(
+    name: &str,
+    control: Arc<Control>,
+    work: impl FnOnce() -> Result<()> + Send + 'static,
+) -> Result<()> {
+    /// What a main thread has by default.
+    const STACK: usize = 8 << 20;
+    let thread = std::thread::Builder::new().name(name.replace('\0', " ")).stack_size(STACK);
+    let started = thread.spawn(move || {
+        let result = contain(work).unwrap_or_else(|panic| {
+            Err(panic.explain(Error::new(PANICKED, "the function of a job panicked")))
+        });
+        leave(&control, result);
+    });
+    started
+        .map(drop)
+        .map_err(|error| Error::new(START, "a worker's thread could not be started").because(&error))
+}
+
+/// Says goodbye, with the error if there is one, and ends the process.
+fn leave(control: &Control, result: Result<()>) -> ! {
+    let _ = io::stdout().flush();
+    let _ = io::stderr().flush();
+    let (body, code) = match result {
+        Ok(()) => (Vec::new(), exit::OK),
+        Err(error) => (goodbye(&error), error.exit_code()),
+    };
+    // Without room for it the exit code remains.
+    let _ = control.send(Tag::Goodbye, &body, &[], patience());
+    sys::exit_now(code)
+}
+
+/// The error's bytes; only its first line, cut, if they are too many for a message.
+fn goodbye(error: &Error) -> Vec<u8> {
+    let whole = error.to_wire();
+    if whole.len() <= LARGEST_MESSAGE {
+        return whole;
+    }
+    let what: String = error.what().chars().take(1000).collect();
+    Error::new(error.code(), what).why("the rest of the error is too long to be sent").to_wire()
+}
+
+/// Reads messages up to the order, and gathers its descriptors.
+fn take_order(control: &Control) -> Result<(Order, Vec<OwnedFd>)> {
+    let mut gathered = Vec::new();
+    let deadline = patience();
+    loop {
+        match control.receive(deadline) {
+            Ok(Got::Packet { tag: Tag::Descriptors, fds, .. }) => gathered.extend(fds),
+            Ok(Got::Packet { tag: Tag::Start, body, .. }) => {
+                return Ok((postcard::from_bytes(&body)?, gathered));
+            }
+            // The parent has changed its mind or is gone: nobody is there to be told.
+            Ok(Got::Packet { tag: Tag::Stop, .. } | Got::Closed | Got::TimedOut) => {
+                sys::exit_now(exit::WORKER_DIED)
+            }
+            Ok(Got::Packet { .. }) => {}
+            Err(error) => {
+                return Err(Error::new(CONTROL, "the order of a job was not read").because(&error));
+            }
+        }
+    }
+}
+
+/// How long to wait for a parent that lives: it sends at once.
+fn patience() -> Instant {
+    sys::deadline(Duration::from_secs(10))
+}
+
+fn entry_at(offset: i64) -> Option<Entry> {
+    let address = image::function_at(offset)?;
+    // SAFETY: the parent computed the offset from an `Entry` of this very build, as the equal build ids say, and the
+    // address lies in the program's code.
+    Some(unsafe { std::mem::transmute::<*const (), Entry>(std::ptr::with_exposed_provenance(address)) })
+}
+
+fn other_build() -> Error {
+    Error::new(OTHER_BUILD, "a started process is of another build of this program")
+        .hint("start the program again; something replaces its file while it runs")
+}
+
+/// The name in `ps` and `top`: the kernel keeps 15 bytes.
+fn set_name(name: &str) {
+    if let Ok(name) = CString::new(name.replace('\0', " ")) {
+        // SAFETY: prctl with PR_SET_NAME reads a text that ends with a zero.
+        unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+    }
+}
