@@ -50,3 +50,16 @@ pub const CONTROL: Code = Code::new("P0110", exit::WORKER_DIED);
 pub const PANICKED: Code = Code::new("P0111", exit::TRAINING_FAILED);
 /// A process ended that should not have.
 pub const DIED: Code = Code::new("P0112", exit::WORKER_DIED);
+
+// Pools of workers.
+
+/// A worker process did not get ready.
+pub const POOL_START: Code = Code::new("P0301", exit::WORKER_DIED);
+/// No worker process is left.
+pub const POOL_UNSTAFFED: Code = Code::new("P0302", exit::WORKER_DIED);
+/// A pool was asked for what it does not have.
+pub const POOL_CLOSED: Code = Code::new("P0303", exit::TRAINING_FAILED);
+/// A worker's code panicked.
+pub const TASK_PANICKED: Code = Code::new("P0304", exit::TRAINING_FAILED);
+/// A worker gave a task up without a reason.
+pub const TASK_SILENT: Code = Code::new("P0305", exit::TRAINING_FAILED);

@@ -26,6 +26,8 @@ pub mod futex;
 mod image;
 #[cfg(target_os = "linux")]
 pub mod memory;
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
+pub mod pool;
 #[cfg(target_os = "linux")]
 mod protocol;
 pub mod signal;

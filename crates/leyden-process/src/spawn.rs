@@ -268,6 +268,12 @@ impl Child {
         self.ended(Duration::ZERO)
     }
 
+    /// Whether it has ended, without taking note of how.
+    pub(crate) fn try_wait(&mut self) -> bool {
+        self.look();
+        self.has_ended()
+    }
+
     /// Ends it: see [`stop_all`](supervise::stop_all).
     pub fn stop(self, grace: Duration) -> Ended {
         supervise::stop_all(vec![self], grace).remove(0)

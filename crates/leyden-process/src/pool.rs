@@ -1,0 +1,684 @@
+//! Worker processes that do a program's tasks, and whose death costs nothing but time.
+//!
+//! A [`Pool`] starts processes that share [slots](crate::slots) with it: a task is posted into a slot, whichever worker
+//! is free claims it from there, and the reply is read in place. One thread supervises. It sleeps on the workers'
+//! [tombstones](crate::tombstone), so that a death is noticed within milliseconds; gives the dead worker's tasks to
+//! others and starts a replacement; and ends a worker that is at one task for too long. A task is redone only so often:
+//! then whoever waits for it is told what happened to it, as an [`Outcome`].
+//!
+//! What a task is, only the caller knows: bytes in, bytes and regions out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Lived;
+use crate::codes::{POOL_CLOSED, POOL_START, POOL_UNSTAFFED, TASK_PANICKED, TASK_SILENT};
+use crate::error::{Error, Result};
+use crate::slots::{Loan, Reply, SlotId, SlotView, Slots, SlotsConfig, SlotsWorker, Task, Waited};
+use crate::spawn::{Child, Job, Parent, Received, SpawnOptions};
+use crate::supervise::{Ended, evidence, stop_all};
+use crate::tombstone::{self, State};
+use crate::{contain, futex};
+
+/// What the workers of a pool do. The value is serialised once, and each worker has a copy.
+pub trait Work: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// Prepares worker `worker` of `workers`.
+    ///
+    /// # Errors
+    /// Any; starting the pool fails with it.
+    fn start(&self, worker: usize, workers: usize) -> Result<()>;
+
+    /// Does a task; the result goes beside the regions that were written by [`Task::writer`]. Several threads of a worker
+    /// may be in here.
+    ///
+    /// # Errors
+    /// Any; it reaches whoever takes the task as [`Outcome::Failed`].
+    fn run(&self, task: &Task) -> Result<Vec<u8>>;
+}
+
+/// How a pool is to be.
+#[derive(Clone)]
+pub struct PoolOptions {
+    /// What the processes are called, in `ps` and in messages.
+    pub name: String,
+    /// How many processes.
+    pub workers: usize,
+    /// How many tasks each of them does at once.
+    pub threads_each: usize,
+    /// How many tasks may be posted, or have their replies in use, at once.
+    pub slots: usize,
+    /// The most that a task and its reply may take, in bytes. It costs addresses, not memory.
+    pub slot_bytes: usize,
+    /// After how long at one task a worker is told of on stderr.
+    pub warn: Duration,
+    /// After how long at one task a worker is killed.
+    pub stuck: Duration,
+    /// How long workers may take to start.
+    pub start: Duration,
+    /// How many deaths are made good, until the pool is [renewed](Pool::renew).
+    pub redo: usize,
+    /// A task in words, for messages: of its request, and the phase and progress that it has noted.
+    pub describe: Describe,
+}
+
+/// See [`PoolOptions::describe`].
+pub type Describe = Arc<dyn Fn(&[u8], u8, u64) -> String + Send + Sync>;
+
+/// Worker processes. Dropping it ends them, within 300 ms.
+pub struct Pool {
+    shared: Arc<Shared>,
+    /// Says when the supervisor has ended the workers.
+    ended: Receiver<()>,
+}
+
+/// What became of a task.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It was done.
+    Done(Loan),
+    /// [`Work::run`] gave an error, or panicked.
+    Failed(Error),
+    /// Its worker died, and it is not done again.
+    Died(Box<Death>),
+}
+
+/// How a worker died at a task.
+#[derive(Clone, Debug)]
+pub struct Death {
+    /// The worker's number.
+    pub worker: usize,
+    /// Its process number.
+    pub pid: i32,
+    /// How it ended.
+    pub ended: Ended,
+    /// What it looked like when it was killed for being at one task for too long.
+    pub stuck: Option<String>,
+    /// What the task noted last.
+    pub progress: u64,
+    /// What the task noted last.
+    pub phase: u8,
+    /// How many workers have died at this task.
+    pub deaths: usize,
+    /// How many deaths were made good since the pool was renewed.
+    pub redone: usize,
+}
+
+/// A task that has killed this many workers is not tried again.
+pub const POISON: usize = 3;
+
+impl Pool {
+    /// Starts the workers, and waits until each has done [`Work::start`].
+    ///
+    /// # Errors
+    /// Those of [`Job::new`], [`Job::spawn`] and [`Slots::new`]; that of [`Work::start`]; `P0301` if a worker does not get
+    /// ready in time. Nothing is left behind.
+    pub fn start<W: Work>(work: &W, options: PoolOptions) -> Result<Self> {
+        let job = Job::new(serve::<W>, work)?;
+        let config = SlotsConfig {
+            // A dead worker keeps its number until it is buried; its replacement needs another one meanwhile.
+            workers: 2 * options.workers,
+            slots: options.slots,
+            slot_bytes: options.slot_bytes,
+            ..SlotsConfig::default()
+        };
+        let shared = Arc::new(Shared {
+            slots: Slots::new(config)?,
+            tasks: Mutex::default(),
+            wake: AtomicU32::new(0),
+            ending: AtomicBool::new(false),
+            renewed: AtomicBool::new(false),
+            options,
+        });
+        let mut crew = Crew {
+            job,
+            spare: (0..2 * shared.options.workers).rev().collect(),
+            shared: Arc::clone(&shared),
+            working: Vec::new(),
+            dying: Vec::new(),
+            futile: 0,
+            failure: None,
+        };
+        for worker in 0..shared.options.workers {
+            crew.hire(worker)?;
+        }
+        crew.wait_until_ready()?;
+        let (report, ended) = mpsc::sync_channel(1);
+        let supervisor = thread::Builder::new().name(format!("{} watch", shared.options.name));
+        supervisor
+            .spawn(move || {
+                crew.supervise();
+                // Nobody listens any more if it took too long.
+                let _ = report.send(());
+            })
+            .map_err(|error| {
+                Error::new(POOL_START, "the thread that supervises workers cannot be started").because(&error)
+            })?;
+        Ok(Self { shared, ended })
+    }
+
+    /// Posts a task; tasks are begun by their tickets, smallest first. False where no slot is free.
+    ///
+    /// # Errors
+    /// As [`Slots::post`].
+    pub fn post(&self, ticket: u64, request: Vec<u8>) -> Result<bool> {
+        let mut tasks = self.shared.tasks();
+        let Some(slot) = self.shared.slots.post(ticket, &request)? else { return Ok(false) };
+        tasks
+            .by_ticket
+            .insert(ticket, Posted { slot, request, deaths: 0, watched: None, fatal: None, died: None });
+        Ok(true)
+    }
+
+    /// Waits for what becomes of a task. The wait ends: a worker that takes too long is killed, and a task is redone only
+    /// so often.
+    ///
+    /// # Errors
+    /// `P0302` if no worker is left and none can be started, with the last reason; `P0206` if a reply is garbled.
+    pub fn take(&self, ticket: u64) -> Result<Outcome> {
+        loop {
+            let kicks = self.shared.slots.kicks();
+            let mut tasks = self.shared.tasks();
+            let Some(posted) = tasks.by_ticket.get_mut(&ticket) else {
+                return Err(
+                    Error::new(POOL_CLOSED, "a task was taken that nobody has posted").at("ticket", ticket)
+                );
+            };
+            let slot = posted.slot;
+            if let Some(death) = posted.died.take() {
+                tasks.by_ticket.remove(&ticket);
+                return Ok(Outcome::Died(death));
+            }
+            if let Some(reason) = &tasks.unstaffed {
+                let reason = reason.clone();
+                tasks.by_ticket.remove(&ticket);
+                drop(tasks);
+                self.shared.slots.withdraw(slot, ticket);
+                return Err(reason);
+            }
+            drop(tasks);
+            if Arc::strong_count(&self.shared) == 1 {
+                return Err(Error::new(POOL_CLOSED, "the thread that supervises workers is gone"));
+            }
+            // A kick says that something has happened to a task, perhaps to this one.
+            if self.shared.slots.wait(slot, ticket, kicks, Instant::now() + LOOK) != Waited::Ready {
+                continue;
+            }
+            // Nothing where the task has moved to another slot meanwhile.
+            let Some(reply) = self.shared.slots.take(slot, ticket)? else { continue };
+            self.shared.tasks().by_ticket.remove(&ticket);
+            return Ok(match reply {
+                Reply::Done(loan) => Outcome::Done(loan),
+                Reply::Failed(loan) => {
+                    Outcome::Failed(Error::from_wire(loan.body()).unwrap_or_else(|| {
+                        Error::new(TASK_SILENT, "a worker gave a task up without a reason")
+                    }))
+                }
+            });
+        }
+    }
+
+    /// Nobody will take this task.
+    pub fn withdraw(&self, ticket: u64) {
+        let removed = self.shared.tasks().by_ticket.remove(&ticket);
+        if let Some(posted) = removed
+            && posted.died.is_none()
+        {
+            self.shared.slots.withdraw(posted.slot, ticket);
+        }
+    }
+
+    /// Begins a new count of deaths that are made good, and tries again to start workers that could not be started.
+    pub fn renew(&self) {
+        let mut tasks = self.shared.tasks();
+        tasks.redone = 0;
+        if tasks.unstaffed.take().is_some() {
+            self.shared.renewed.store(true, Ordering::Release);
+            self.shared.wake();
+        }
+    }
+
+    /// How many replies are in use.
+    pub fn loaned(&self) -> usize {
+        self.shared.slots.loaned()
+    }
+
+    /// The memory that tasks and replies have taken, in bytes.
+    pub fn committed_bytes(&self) -> u64 {
+        self.shared.slots.committed_bytes()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.ending.store(true, Ordering::Release);
+        // Idle workers leave at once, without being told one by one.
+        self.shared.slots.close();
+        self.shared.wake();
+        // Whoever the kernel does not bury in time is left to the supervisor.
+        let _ = self.ended.recv_timeout(DROP);
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PoolOptions { name, workers, .. } = &self.shared.options;
+        f.debug_struct("Pool").field("name", name).field("workers", workers).finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    slots: Slots,
+    tasks: Mutex<Tasks>,
+    /// The supervisor sleeps on it.
+    wake: AtomicU32,
+    ending: AtomicBool,
+    renewed: AtomicBool,
+    options: PoolOptions,
+}
+
+#[derive(Default)]
+struct Tasks {
+    by_ticket: BTreeMap<u64, Posted>,
+    /// Deaths made good.
+    redone: usize,
+    /// Why there are no workers any more.
+    unstaffed: Option<Error>,
+}
+
+/// A task between being posted and being taken.
+struct Posted {
+    slot: SlotId,
+    request: Vec<u8>,
+    /// Workers that have died at it.
+    deaths: usize,
+    /// Who is at it, and for how long.
+    watched: Option<Watched>,
+    /// The number of the dead worker that it is not redone after, where what it noted last is known and the cause is not yet.
+    fatal: Option<(usize, u64, u8)>,
+    died: Option<Box<Death>>,
+}
+
+struct Watched {
+    number: usize,
+    clock: Lived,
+    warned: bool,
+}
+
+impl Shared {
+    fn tasks(&self) -> MutexGuard<'_, Tasks> {
+        // Nothing panics while it holds the lock.
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        self.wake.fetch_add(1, Ordering::Release);
+        futex::wake(&self.wake, 1);
+    }
+}
+
+/// What the supervisor has.
+struct Crew {
+    job: Job,
+    shared: Arc<Shared>,
+    working: Vec<Member>,
+    /// Known to be dead, and not buried yet.
+    dying: Vec<Member>,
+    /// Numbers among the slots' workers that nobody has.
+    spare: Vec<usize>,
+    /// How many workers in a row have ended before they were ready.
+    futile: usize,
+    /// Why the last of them did.
+    failure: Option<Error>,
+}
+
+struct Member {
+    /// The worker's number, which its replacement inherits.
+    worker: usize,
+    /// Its number among the slots' workers.
+    number: usize,
+    child: Child,
+    ready: bool,
+    /// What it looked like when it was killed.
+    stuck: Option<String>,
+}
+
+/// What a worker is told first.
+#[derive(Serialize, Deserialize)]
+struct Assignment {
+    worker: usize,
+    workers: usize,
+    number: usize,
+    threads: usize,
+}
+
+impl Crew {
+    fn supervise(mut self) {
+        loop {
+            let wake = self.shared.wake.load(Ordering::Acquire);
+            if self.shared.ending.load(Ordering::Acquire) {
+                break;
+            }
+            if self.shared.renewed.swap(false, Ordering::AcqRel) {
+                self.futile = 0;
+            }
+            self.notice_deaths();
+            self.bury();
+            self.staff();
+            self.watch();
+            self.sleep(wake);
+        }
+        let members = self.working.into_iter().chain(self.dying);
+        stop_all(members.map(|member| member.child).collect(), FAREWELL);
+    }
+
+    /// Starts a process as worker `worker`.
+    fn hire(&mut self, worker: usize) -> Result<()> {
+        let Some(number) = self.spare.pop() else { return Ok(()) };
+        let options = &self.shared.options;
+        let mut spawn = SpawnOptions::named(format!("{} {worker}", options.name));
+        spawn.fds = vec![self.shared.slots.fd()];
+        spawn.hello_timeout = options.start.min(spawn.hello_timeout);
+        let assignment =
+            Assignment { worker, workers: options.workers, number, threads: options.threads_each.max(1) };
+        let message = postcard::to_allocvec(&assignment).map_err(Error::from)?;
+        let hired = self.job.spawn(&spawn).and_then(|child| child.send(&message).map(|()| child));
+        match hired {
+            Ok(child) => {
+                self.working.push(Member { worker, number, child, ready: false, stuck: None });
+                Ok(())
+            }
+            Err(error) => {
+                self.spare.push(number);
+                Err(error)
+            }
+        }
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let limit = self.shared.options.start;
+        let deadline = Instant::now() + limit;
+        for member in &mut self.working {
+            match member.child.recv(deadline.saturating_duration_since(Instant::now()))? {
+                Received::Message(_) => member.ready = true,
+                Received::TimedOut => {
+                    return Err(Error::new(POOL_START, "a worker process did not get ready in time")
+                        .at("worker", format_args!("{}, pid {}", member.worker, member.child.pid()))
+                        .at("limit", format_args!("{limit:?}"))
+                        .at("it is", evidence(member.child.pid())));
+                }
+                Received::Closed => {
+                    let name = member.child.name().to_owned();
+                    if let Some(ended) = member.child.ended(DROP) {
+                        ended.into_result(&name)?;
+                    }
+                    return Err(Error::new(POOL_START, "a worker process left before it was ready")
+                        .at("process", name));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds workers that have died, and sees to their tasks. Their memory may not be freed yet.
+    fn notice_deaths(&mut self) {
+        let slots = &self.shared.slots;
+        let dead: Vec<Member> = self
+            .working
+            .extract_if(.., |member| {
+                tombstone::state(slots.tombstone(member.number)) == State::Dead || member.child.try_wait()
+            })
+            .collect();
+        for member in dead {
+            self.shared.rescue(member.number);
+            self.dying.push(member);
+        }
+    }
+
+    /// Learns how the dying died, and frees what they had.
+    fn bury(&mut self) {
+        for mut member in std::mem::take(&mut self.dying) {
+            let Some(ended) = member.child.try_ended() else {
+                self.dying.push(member);
+                continue;
+            };
+            while let Ok(Received::Message(_)) = member.child.recv(Duration::ZERO) {
+                member.ready = true;
+            }
+            // Tasks that it claimed after the first look, too.
+            self.shared.rescue(member.number);
+            self.shared.slots.reclaim(member.number);
+            self.spare.push(member.number);
+            if member.ready {
+                self.futile = 0;
+            } else {
+                self.futile += 1;
+                self.failure = ended.clone().into_result(member.child.name()).err();
+            }
+            self.shared.tell(&member, &ended);
+        }
+    }
+
+    /// Starts workers where some are missing, unless they keep failing.
+    fn staff(&mut self) {
+        let wanted = self.shared.options.workers;
+        let present: BTreeSet<usize> = self.working.iter().map(|member| member.worker).collect();
+        for worker in (0..wanted).filter(|worker| !present.contains(worker)) {
+            if self.futile >= FUTILE {
+                break;
+            }
+            if let Err(error) = self.hire(worker) {
+                self.futile += 1;
+                self.failure = Some(error);
+            }
+        }
+        if self.working.is_empty() && self.dying.is_empty() {
+            let error = Error::new(POOL_UNSTAFFED, "no worker process is left, and none can be started");
+            let error = match &self.failure {
+                Some(cause) => {
+                    cause.places().fold(error.why(cause), |error, (label, place)| error.at(label, place))
+                }
+                None => error,
+            };
+            self.shared.tasks().unstaffed = Some(error);
+            self.shared.slots.kick();
+        }
+    }
+
+    /// Warns of workers that take long for a task, and kills those that take too long.
+    fn watch(&mut self) {
+        let PoolOptions { warn, stuck, describe, .. } = &self.shared.options;
+        let mut slow = Vec::new();
+        let mut tasks = self.shared.tasks();
+        for posted in tasks.by_ticket.values_mut() {
+            let SlotView::Running { worker: number, progress, phase, .. } =
+                self.shared.slots.peek(posted.slot)
+            else {
+                posted.watched = None;
+                continue;
+            };
+            let watched = match &mut posted.watched {
+                Some(watched) if watched.number == number => watched,
+                other => other.insert(Watched { number, clock: Lived::default(), warned: false }),
+            };
+            let lived = watched.clock.tick();
+            let warns = lived >= *warn && !watched.warned;
+            if warns || lived >= *stuck {
+                slow.push((number, lived, warns, describe(&posted.request, phase, progress)));
+                watched.warned = true;
+            }
+        }
+        drop(tasks);
+        for (number, lived, warns, task) in slow {
+            let Some(member) = self.working.iter_mut().find(|member| member.number == number) else {
+                continue;
+            };
+            let seen = evidence(member.child.pid());
+            if seen.is_traced() {
+                self.shared.pause(number);
+                continue;
+            }
+            let (name, pid) = (member.child.name(), member.child.pid());
+            if warns {
+                say(&format!(
+                    "leyden: warning: {name} (pid {pid}) is in {task} for {lived:.0?}; it is {seen}"
+                ));
+            }
+            if lived >= *stuck {
+                member.stuck = Some(format!("{task} for {lived:.0?}; {seen}"));
+                member.child.kill();
+            }
+        }
+    }
+
+    fn sleep(&self, wake: u32) {
+        let PoolOptions { warn, stuck, .. } = self.shared.options;
+        let shortest = warn.min(stuck) / 4;
+        let tick = if self.dying.is_empty() { shortest.clamp(BURIAL, Lived::LONGEST / 2) } else { BURIAL };
+        let mut words = vec![(&self.shared.wake, wake)];
+        for member in &self.working {
+            let word = self.shared.slots.tombstone(member.number);
+            let value = word.load(Ordering::Acquire);
+            if tombstone::decode(value) == State::Dead {
+                return;
+            }
+            words.push((word, value));
+        }
+        if futex::waitv(&words, tick) == futex::WokenAny::Unsupported {
+            futex::wait(&self.shared.wake, wake, tick.min(POLL));
+        }
+    }
+}
+
+impl Shared {
+    /// Gives the tasks of a dead worker to others, as far as they may be redone.
+    fn rescue(&self, number: usize) {
+        let mut tasks = self.tasks();
+        let Tasks { by_ticket, redone, .. } = &mut *tasks;
+        let mut counted = false;
+        for orphan in self.slots.orphans(number) {
+            let Some(posted) = by_ticket.get_mut(&orphan.ticket).filter(|posted| posted.slot == orphan.slot)
+            else {
+                continue;
+            };
+            posted.deaths += 1;
+            posted.watched = None;
+            // One death is one death, however many tasks the worker had.
+            if posted.deaths >= POISON || (!counted && *redone >= self.options.redo) {
+                posted.fatal = Some((number, orphan.progress, orphan.phase));
+                self.slots.withdraw(orphan.slot, orphan.ticket);
+                continue;
+            }
+            *redone += usize::from(!counted);
+            counted = true;
+            // Into another slot: the dying worker's other threads may still be writing to the old one. Where none is
+            // free, the old one is used again once it is certain that they are gone.
+            if let Ok(Some(slot)) = self.slots.post(orphan.ticket, &posted.request) {
+                self.slots.withdraw(orphan.slot, orphan.ticket);
+                posted.slot = slot;
+            }
+        }
+        drop(tasks);
+        self.slots.kick();
+    }
+
+    /// Tells how a worker died to whoever waits for a task that is not redone.
+    fn tell(&self, member: &Member, ended: &Ended) {
+        let mut tasks = self.tasks();
+        let redone = tasks.redone;
+        for posted in tasks.by_ticket.values_mut() {
+            let Some((_, progress, phase)) = posted.fatal.take_if(|(number, ..)| *number == member.number)
+            else {
+                continue;
+            };
+            posted.died = Some(Box::new(Death {
+                worker: member.worker,
+                pid: member.child.pid(),
+                ended: ended.clone(),
+                stuck: member.stuck.clone(),
+                progress,
+                phase,
+                deaths: posted.deaths,
+                redone,
+            }));
+        }
+        drop(tasks);
+        self.slots.kick();
+    }
+
+    /// Begins the clocks of a worker anew: somebody is at it with a debugger.
+    fn pause(&self, number: usize) {
+        for posted in self.tasks().by_ticket.values_mut() {
+            if posted.watched.as_ref().is_some_and(|watched| watched.number == number) {
+                posted.watched = None;
+            }
+        }
+    }
+}
+
+/// A worker's life.
+fn serve<W: Work>(work: W, mut parent: Parent) -> Result<()> {
+    let Received::Message(message) = parent.recv(ASSIGNED)? else { return Ok(()) };
+    let Assignment { worker, workers, number, threads } = postcard::from_bytes(&message)?;
+    let Some(fd) = parent.fds().pop() else { return Ok(()) };
+    let slots = SlotsWorker::open(fd, number)?;
+    slots.hold_tombstone()?;
+    work.start(worker, workers)?;
+    parent.send(b"ready")?;
+    thread::scope(|scope| {
+        for thread in 1..threads {
+            let extra = thread::Builder::new().name(format!("{} {thread}", parent.name()));
+            // One thread less does the same work, later.
+            let _ = extra.spawn_scoped(scope, || do_tasks(&work, &slots));
+        }
+        do_tasks(&work, &slots);
+    });
+    Ok(())
+}
+
+fn do_tasks<W: Work>(work: &W, slots: &SlotsWorker) {
+    while !slots.is_closed() {
+        let Some(task) = slots.claim(Instant::now() + IDLE) else { continue };
+        let done = contain(|| work.run(&task)).unwrap_or_else(|panic| {
+            Err(panic.explain(Error::new(TASK_PANICKED, "a worker's code panicked")))
+        });
+        match done {
+            Ok(body) => {
+                if let Err((error, task)) = task.complete(&body) {
+                    task.fail(&error.to_wire());
+                }
+            }
+            Err(error) => task.fail(&error.to_wire()),
+        }
+    }
+}
+
+/// A line on stderr, which nobody need read.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// How often whoever waits for a task looks whether there is still somebody to wait for.
+const LOOK: Duration = Duration::from_millis(250);
+/// How often the supervisor looks whether a dying worker is dead.
+const BURIAL: Duration = Duration::from_millis(5);
+/// How often it looks around where the kernel cannot wake it for several reasons at once.
+const POLL: Duration = Duration::from_millis(10);
+/// How long busy workers have to finish when the pool is dropped.
+const FAREWELL: Duration = Duration::from_millis(60);
+/// How long dropping the pool waits for that.
+const DROP: Duration = Duration::from_millis(300);
+/// How long a new process waits to be told what it is.
+const ASSIGNED: Duration = Duration::from_secs(10);
+/// How long an idle worker sleeps before it looks around by itself.
+const IDLE: Duration = Duration::from_secs(60);
+/// After so many workers in a row that ended before they were ready, no more are started.
+const FUTILE: usize = 3;
