@@ -6,9 +6,10 @@
 //! and at the millionth. The two functions are a keyed bijection ([`Permutation`]) and a generator keyed by the
 //! sample ([`SampleRng`]).
 //!
-//! **The parts.** A [`Dataset`] gives samples by index and makes batches of them. A [`DataLoader`] decides which
-//! samples form which batch, on which rank. A training loop sees [`Loader`], the five verbs it needs, so that other
-//! sources of batches fit in. [`IdxImages`] is a data set for MNIST and its kin.
+//! **The parts.** A [`Dataset`] gives samples by index and makes batches of them. A [`Sampler`] says which samples an
+//! epoch visits, [`Batching`] which of them form which batch, on which rank. A [`DataLoader`] makes the batches. A
+//! training loop sees [`Loader`], the five verbs it needs, so that other sources of batches fit in. [`IdxImages`] is a
+//! data set for MNIST and its kin.
 //!
 //! **Failure.** An error of one sample is the error of its batch, with the sample's index and place; a panic in a
 //! data set's code is such an error too. The loader stays usable after either, and an epoch has the number of

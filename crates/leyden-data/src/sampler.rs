@@ -45,7 +45,7 @@ pub use weighted::WeightedRandomSampler;
 /// [`sampler_fn`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a `Sampler`",
-    note = "`Vec<usize>` and `Arc<[usize]>` are samplers; make one of a closure with `leyden::sampler_fn`"
+    note = "`Vec<usize>` and `Arc<[usize]>` are samplers; make one of a closure with `leyden::data::sampler_fn`"
 )]
 pub trait Sampler: Send + Sync {
     /// Positions per epoch: the same in every epoch.
@@ -91,7 +91,7 @@ pub trait Order: Send + Sync {
 /// Implement it for batches that can be made one by one; for a list of them, use [`batch_sampler_fn`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a `BatchSampler`",
-    note = "make one of a closure with `leyden::batch_sampler_fn`"
+    note = "make one of a closure with `leyden::data::batch_sampler_fn`"
 )]
 pub trait BatchSampler: Send + Sync {
     /// Batches per epoch, of all ranks together: the same in every epoch.

@@ -139,7 +139,8 @@ fn alias_table(weights: &[f64]) -> Vec<Column> {
     let mean = weights.iter().map(|&weight| share(weight)).sum::<f64>() / weights.len() as f64;
     let mut mass: Vec<f64> = weights.iter().map(|&weight| share(weight) / mean).collect();
 
-    // What rounding leaves over keeps its column, unless it must never be drawn.
+    // What rounding leaves over keeps its column, unless it must never be drawn: the sum of a hundred million weights
+    // may be off by more than one column.
     let own = |(index, &weight): (usize, &f64)| match weight > 0.0 {
         true => Column { threshold: 1.0, other: index },
         false => Column { threshold: 0.0, other: heaviest },
