@@ -6,6 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::time::Duration;
 
 use leyden_process::Result;
+use leyden_process::guarded::Guarded;
 use leyden_process::signal::Listener;
 use leyden_process::spawn::{Child, Job, Parent, Received, SpawnOptions};
 
@@ -18,6 +19,7 @@ fn main() -> Result<()> {
         ["echo"] => echo(),
         ["replaced"] => replaced(),
         ["stuck", ref how @ ..] => stuck(how),
+        ["guarded"] => guarded(),
         ["interrupted"] => interrupted(),
         ["stalled"] => stalled(),
         ["descriptors"] => descriptors(),
@@ -77,6 +79,15 @@ fn get_stuck(how: String, parent: Parent) -> Result<()> {
         "sleeping" => std::thread::sleep(LONG),
         _ => leyden_process::bail!("no such way to be stuck: {how}"),
     }
+    Ok(())
+}
+
+/// Starts a program that starts another one, prints both numbers, and waits to be killed.
+fn guarded() -> Result<()> {
+    let script = "sleep 1000 & echo $!; echo $$; echo ready; wait";
+    let program = Guarded::spawn(std::process::Command::new("sh").args(["-c", script]))?;
+    std::thread::sleep(LONG);
+    drop(program);
     Ok(())
 }
 

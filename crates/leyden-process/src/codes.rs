@@ -27,3 +27,5 @@ pub const CONTROL: Code = Code::new("P0110", exit::WORKER_DIED);
 pub const PANICKED: Code = Code::new("P0111", exit::TRAINING_FAILED);
 /// A process ended that should not have.
 pub const DIED: Code = Code::new("P0112", exit::WORKER_DIED);
+/// Another program could not be started under guard.
+pub const GUARDED: Code = Code::new("P0113", exit::CONFIGURATION);

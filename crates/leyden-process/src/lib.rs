@@ -15,6 +15,8 @@ pub mod contain;
 pub mod entry;
 pub mod error;
 pub mod exit;
+#[cfg(target_os = "linux")]
+pub mod guarded;
 pub mod signal;
 #[cfg(target_os = "linux")]
 pub mod spawn;

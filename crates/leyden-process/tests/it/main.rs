@@ -2,6 +2,7 @@
 #![cfg(target_os = "linux")]
 
 mod endings;
+mod guarding;
 mod programs;
 mod recursion;
 mod starting;

@@ -51,24 +51,30 @@ fn a_program_started_through_the_loader_is_refused_with_the_reason() {
     assert!(text.contains("fix: use threads: `Workers::threads`"), "{text}");
 }
 
-#[test]
-fn children_die_with_a_program_that_is_killed_whatever_they_are_stuck_in() {
-    let mut program = Command::new(program())
-        .args(["stuck", "busy", "reading", "sleeping"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+/// Starts the scenario, kills it when it is ready, and waits until the processes whose numbers it printed are gone.
+fn killed(scenario: &[&str], processes: usize) {
+    let mut program =
+        Command::new(program()).args(scenario).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(program.stdout.take().unwrap()).lines().map(Result::unwrap);
     let pids: Vec<i32> = lines.take_while(|line| line != "ready").map(|pid| pid.parse().unwrap()).collect();
-    assert_eq!(pids.len(), 3);
+    assert_eq!(pids.len(), processes);
     assert!(pids.iter().all(|&pid| is_alive(pid)));
     program.kill().unwrap();
-    let start = std::time::Instant::now();
-    eventually("the children to die", || pids.iter().all(|&pid| !is_alive(pid)));
+    let taken = eventually("the processes to die", || pids.iter().all(|&pid| !is_alive(pid)));
+    println!("{scenario:?}: {processes} processes died {taken:?} after their parent was killed");
     // A second, and what a busy machine may add.
-    assert!(start.elapsed() < Duration::from_secs(5), "it took {:?}", start.elapsed());
+    assert!(taken < Duration::from_secs(5), "it took {taken:?}");
     program.wait().unwrap();
+}
+
+#[test]
+fn children_die_with_a_program_that_is_killed_whatever_they_are_stuck_in() {
+    killed(&["stuck", "busy", "reading", "sleeping"], 3);
+}
+
+#[test]
+fn guarded_programs_and_theirs_die_with_a_program_that_is_killed() {
+    killed(&["guarded"], 2);
 }
 
 #[test]
