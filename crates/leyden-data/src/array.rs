@@ -9,12 +9,19 @@ use std::ops::{Deref, DerefMut};
 
 use bytemuck::Pod;
 use half::{bf16, f16};
+use leyden_process::memory::Region;
 use leyden_process::{Error, Result};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::codes::ARRAY_SHAPE;
+use crate::place::{self, Found};
 
 /// What an [`Array`] may hold.
-pub trait Element: Pod + Default + PartialEq + fmt::Debug + Send + Sync + sealed::Sealed {
+pub trait Element:
+    Pod + Default + PartialEq + fmt::Debug + Send + Sync + Serialize + DeserializeOwned + sealed::Sealed
+{
     /// The type's name, as in NumPy and safetensors.
     const NAME: &'static str;
 }
@@ -32,7 +39,13 @@ pub trait Element: Pod + Default + PartialEq + fmt::Debug + Send + Sync + sealed
 /// ```
 pub struct Array<T> {
     shape: Vec<usize>,
-    data: Vec<T>,
+    data: Data<T>,
+}
+
+enum Data<T> {
+    Heap(Vec<T>),
+    /// In a slot: the bytes of the elements, and which part of the batch they are.
+    Shared(Region, u32),
 }
 
 impl<T: Element> Array<T> {
@@ -43,7 +56,14 @@ impl<T: Element> Array<T> {
     /// not fit into shared memory.
     pub fn zeros(shape: &[usize]) -> Result<Self> {
         let len = elements(shape)?;
-        Ok(Self { shape: shape.to_vec(), data: vec![T::default(); len] })
+        let data = match place::claim(len * size_of::<T>())? {
+            None => Data::Heap(vec![T::default(); len]),
+            Some((number, mut region)) => {
+                region.fill(0);
+                Data::Shared(region, number)
+            }
+        };
+        Ok(Self { shape: shape.to_vec(), data })
     }
 
     /// The elements of `data`, in C order of `shape`. No copy is made.
@@ -57,7 +77,7 @@ impl<T: Element> Array<T> {
                 .at("shape", format_args!("{shape:?}, {len} elements"))
                 .at("elements", data.len()));
         }
-        Ok(Self { shape: shape.to_vec(), data })
+        Ok(Self { shape: shape.to_vec(), data: Data::Heap(data) })
     }
 
     /// Rows of shape `row`, one below the other: an array of shape `[rows, row…]`. Each element is written once.
@@ -67,15 +87,32 @@ impl<T: Element> Array<T> {
     pub fn stack<'a>(row: &[usize], rows: impl ExactSizeIterator<Item = &'a [T]>) -> Result<Self> {
         let shape: Vec<usize> = std::iter::once(rows.len()).chain(row.iter().copied()).collect();
         let (len, each) = (elements(&shape)?, elements(row)?);
-        let mut data = Vec::with_capacity(len);
-        for (index, elements) in rows.enumerate() {
-            if elements.len() != each {
-                return Err(Error::new(ARRAY_SHAPE, "a row does not fit the shape of its array")
-                    .at("row shape", format_args!("{row:?}, {each} elements"))
-                    .at(format!("item {index}"), format_args!("{} elements", elements.len())));
+        let fits = |index: usize, elements: &[T]| {
+            if elements.len() == each {
+                return Ok(());
             }
-            data.extend_from_slice(elements);
-        }
+            Err(Error::new(ARRAY_SHAPE, "a row does not fit the shape of its array")
+                .at("row shape", format_args!("{row:?}, {each} elements"))
+                .at(format!("item {index}"), format_args!("{} elements", elements.len())))
+        };
+        let data = match place::claim(len * size_of::<T>())? {
+            None => {
+                let mut data = Vec::with_capacity(len);
+                for (index, elements) in rows.enumerate() {
+                    fits(index, elements)?;
+                    data.extend_from_slice(elements);
+                }
+                Data::Heap(data)
+            }
+            Some((number, mut region)) => {
+                let data = bytemuck::cast_slice_mut(&mut region);
+                for (index, elements) in rows.enumerate() {
+                    fits(index, elements)?;
+                    data[index * each..(index + 1) * each].copy_from_slice(elements);
+                }
+                Data::Shared(region, number)
+            }
+        };
         Ok(Self { shape, data })
     }
 
@@ -86,7 +123,10 @@ impl<T: Element> Array<T> {
 
     /// The elements as a `Vec`: without a copy unless they lie in shared memory.
     pub fn into_vec(self) -> Vec<T> {
-        self.data
+        match self.data {
+            Data::Heap(data) => data,
+            Data::Shared(..) => self.to_vec(),
+        }
     }
 
     /// The same elements under another shape.
@@ -130,20 +170,26 @@ impl<T: Element> Deref for Array<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        &self.data
+        match &self.data {
+            Data::Heap(data) => data,
+            Data::Shared(region, _) => bytemuck::cast_slice(region),
+        }
     }
 }
 
 impl<T: Element> DerefMut for Array<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut self.data
+        match &mut self.data {
+            Data::Heap(data) => data,
+            Data::Shared(region, _) => bytemuck::cast_slice_mut(region),
+        }
     }
 }
 
 /// A copy on the heap, wherever the original lies.
 impl<T: Element> Clone for Array<T> {
     fn clone(&self) -> Self {
-        Self { shape: self.shape.clone(), data: self.to_vec() }
+        Self { shape: self.shape.clone(), data: Data::Heap(self.to_vec()) }
     }
 }
 
@@ -170,7 +216,7 @@ impl<T: Element> fmt::Debug for Array<T> {
 /// An array of one dimension.
 impl<T: Element> From<Vec<T>> for Array<T> {
     fn from(data: Vec<T>) -> Self {
-        Self { shape: vec![data.len()], data }
+        Self { shape: vec![data.len()], data: Data::Heap(data) }
     }
 }
 
@@ -178,6 +224,58 @@ impl<T: Element> FromIterator<T> for Array<T> {
     fn from_iter<I: IntoIterator<Item = T>>(elements: I) -> Self {
         elements.into_iter().collect::<Vec<T>>().into()
     }
+}
+
+/// Shape and elements; between a worker process and the trainer, where the elements lie.
+impl<T: Element> Serialize for Array<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if !place::is_writing() {
+            return (&self.shape, Content::Elements(&self[..])).serialize(serializer);
+        }
+        let number = match &self.data {
+            Data::Shared(_, number) => *number,
+            Data::Heap(data) => {
+                let bytes: &[u8] = bytemuck::cast_slice(data);
+                let claimed = place::claim(bytes.len()).map_err(S::Error::custom)?;
+                let Some((number, mut region)) = claimed else {
+                    return Err(S::Error::custom("the slot is gone"));
+                };
+                region.copy_from_slice(bytes);
+                number
+            }
+        };
+        (&self.shape, Content::<&[T]>::Shared(number)).serialize(serializer)
+    }
+}
+
+impl<'de, T: Element> Deserialize<'de> for Array<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (shape, content) = <(Vec<usize>, Content<Vec<T>>)>::deserialize(deserializer)?;
+        let len = elements(&shape).map_err(D::Error::custom)?;
+        let data = match content {
+            Content::Elements(data) => Data::Heap(data),
+            Content::Shared(number) => match place::find(number) {
+                None => return Err(D::Error::custom("an array's part of the batch is missing")),
+                Some(Found::Shared(region)) => Data::Shared(region, number),
+                Some(Found::Copied(region)) => {
+                    let elements = bytemuck::try_cast_slice(&region).map_err(D::Error::custom)?;
+                    Data::Heap(elements.to_vec())
+                }
+            },
+        };
+        let fits = match &data {
+            Data::Heap(data) => data.len() == len,
+            // Aligned to more than any element asks for.
+            Data::Shared(region, _) => region.len() == len * size_of::<T>(),
+        };
+        if fits { Ok(Self { shape, data }) } else { Err(D::Error::custom("an array's shape does not fit its elements")) }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+enum Content<E> {
+    Elements(E),
+    Shared(u32),
 }
 
 /// How many elements a shape has.

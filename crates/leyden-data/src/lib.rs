@@ -29,6 +29,7 @@ mod idx;
 mod iterable;
 mod loader;
 mod permutation;
+mod place;
 mod rng;
 pub mod sampler;
 mod say;

@@ -63,3 +63,5 @@ pub const POOL_CLOSED: Code = Code::new("P0303", exit::TRAINING_FAILED);
 pub const TASK_PANICKED: Code = Code::new("P0304", exit::TRAINING_FAILED);
 /// A worker gave a task up without a reason.
 pub const TASK_SILENT: Code = Code::new("P0305", exit::TRAINING_FAILED);
+/// Another program could not be started under guard.
+pub const GUARDED: Code = Code::new("P0113", exit::CONFIGURATION);

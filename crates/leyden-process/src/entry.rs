@@ -22,7 +22,7 @@ use crate::codes::{NESTED, NO_ENTRY, NO_SELF, UNCONSUMED_ROLE};
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::image::{self, Image};
-use crate::{exit, sys, worker};
+use crate::{exit, guarded, sys, worker};
 
 /// What a process is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,14 +99,17 @@ pub(crate) fn can_start_again() -> Result<()> {
 pub(crate) enum Kind {
     /// Runs one function.
     Worker = 1,
+    /// Kills its process group when its parent is gone; see [`crate::guarded`].
+    Guard,
 }
 
 impl Kind {
-    const ALL: [Self; 1] = [Self::Worker];
+    const ALL: [Self; 2] = [Self::Worker, Self::Guard];
 
     fn name(self) -> &'static str {
         match self {
             Self::Worker => "worker",
+            Self::Guard => "guard",
         }
     }
 }
@@ -178,11 +181,14 @@ extern "C" fn hook(argc: c_int, argv: *const *const c_char, envp: *const *const 
 
     ROLE.store(cookie.kind as u8, Ordering::Relaxed);
     let control = clean_up_inheritance();
+    let work: fn(Control) -> ! = match cookie.kind {
+        // It runs no code of the program, and must outlive us by the moment that it needs to kill its group.
+        Kind::Guard => guarded::guard(&control),
+        Kind::Worker => worker::run,
+    };
     worker::arm(&control);
     run_later_constructors(argc, argv, envp);
-    match cookie.kind {
-        Kind::Worker => worker::run(control),
-    }
+    work(control)
 }
 
 /// The cookie, if it was written for this process. It is removed in any case, unless it is ours and cannot be used: then

@@ -23,6 +23,8 @@ pub mod exit;
 #[cfg(target_os = "linux")]
 pub mod futex;
 #[cfg(target_os = "linux")]
+pub mod guarded;
+#[cfg(target_os = "linux")]
 mod image;
 #[cfg(target_os = "linux")]
 pub mod memory;

@@ -410,9 +410,8 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        const MOST: Duration = Duration::from_millis(200);
         if let Some(process) = self.process.take() {
-            end(process, MOST);
+            end(process);
         }
         self.tail.drain();
         self.tail.close();
@@ -426,9 +425,11 @@ impl std::fmt::Debug for Child {
 }
 
 /// Kills a process with its group; one that is not dead in time is left to the janitor.
-fn end(mut process: Process, most: Duration) {
+pub(crate) fn end(mut process: Process) {
+    /// Twice this, for a program and its guard, stays below what the documentation promises.
+    const MOST: Duration = Duration::from_millis(120);
     process.signal_group(libc::SIGKILL);
-    if process.status_until(sys::deadline(most)).is_none()
+    if process.status_until(sys::deadline(MOST)).is_none()
         && let Ok(janitor) = Janitor::get()
     {
         janitor.bury(process);
@@ -526,6 +527,13 @@ impl Write for Bounded<'_> {
     }
 }
 
+/// Starts the guard of another program.
+pub(crate) fn start_guard(options: &SpawnOptions<'_>) -> Result<Child> {
+    let mut guard = launch(Kind::Guard, options)?;
+    guard.expect_hello(options)?;
+    Ok(guard)
+}
+
 /// Starts this program again in a role.
 fn launch(kind: Kind, options: &SpawnOptions<'_>) -> Result<Child> {
     let fail = |error: &io::Error| start_failed(&options.name, error);
@@ -568,7 +576,7 @@ struct Fresh(Option<Process>);
 impl Drop for Fresh {
     fn drop(&mut self) {
         if let Some(process) = self.0.take() {
-            end(process, Duration::from_millis(200));
+            end(process);
         }
     }
 }

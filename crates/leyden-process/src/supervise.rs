@@ -140,8 +140,10 @@ fn wait_for_any(children: &mut [Child], deadline: Instant) {
 pub(crate) const BLIND: Duration = Duration::from_millis(5);
 
 /// A child of ours that is not reaped yet, or how it ended.
+#[derive(Debug)]
 pub(crate) struct Process {
     pid: i32,
+    group: i32,
     pidfd: Option<OwnedFd>,
     status: Option<Status>,
     /// Whether we sent it SIGKILL.
@@ -160,8 +162,14 @@ pub(crate) enum Status {
 impl Process {
     /// Takes over a child that leads its own process group, and that nobody else reaps.
     pub(crate) fn new(pid: i32) -> Self {
+        Self::in_group(pid, pid)
+    }
+
+    /// Takes over a child in a group whose leader the caller does not reap before.
+    pub(crate) fn in_group(pid: i32, group: i32) -> Self {
         Self {
             pid,
+            group,
             pidfd: sys::pidfd(pid),
             status: None,
             killed: false,
@@ -194,7 +202,7 @@ impl Process {
         {
             // Before it is reaped: as long as it is a zombie, no stranger's group can have its number.
             if status != Status::Unknown {
-                sys::kill(-self.pid, libc::SIGKILL);
+                sys::kill(-self.group, libc::SIGKILL);
                 wait(self.pid, self.pidfd(), 0);
             }
             self.status = Some(status);
@@ -222,7 +230,7 @@ impl Process {
     pub(crate) fn signal_group(&mut self, signal: i32) {
         if self.try_status().is_none() {
             self.killed |= signal == libc::SIGKILL;
-            sys::kill(-self.pid, signal);
+            sys::kill(-self.group, signal);
         }
     }
 
@@ -449,6 +457,25 @@ mod tests {
         assert!(!evidence.is_traced() && !evidence.is_stopped());
         assert!(evidence.to_string().contains("threads:"), "{evidence}");
         assert_eq!(super::evidence(i32::MAX).to_string(), "gone");
+    }
+
+    #[test]
+    #[expect(clippy::zombie_processes, reason = "`Process` reaps it")]
+    fn an_end_is_seen_without_a_descriptor_for_the_process() {
+        let child = std::process::Command::new("sh").args(["-c", "exit 7"]).spawn().unwrap();
+        let mut process = Process { pidfd: None, ..Process::in_group(child.id() as i32, i32::MAX) };
+        let status = process.status_until(sys::deadline(Duration::from_secs(30)));
+        assert_eq!((status, process.cause()), (Some(Status::Exited(7)), Cause::Exited(7)));
+        assert_eq!(process.try_status(), status, "it is asked once");
+    }
+
+    #[test]
+    fn a_stolen_exit_status_is_said_to_be_unknown() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let mut process = Process::in_group(child.id() as i32, i32::MAX);
+        child.wait().unwrap();
+        assert_eq!(process.try_status(), Some(Status::Unknown));
+        assert_eq!(process.cause(), Cause::Unknown);
     }
 
     #[test]

@@ -179,7 +179,8 @@ fn settle_signals() {
     }
 }
 
-fn hello(control: &Control) -> Result<()> {
+/// A child's first words.
+pub(crate) fn hello(control: &Control) -> Result<()> {
     let hello = Hello { build: image::build() };
     let body = postcard::to_allocvec(&hello)?;
     Ok(control.send(Tag::Hello, &body, &[], patience())?)

@@ -1,4 +1,9 @@
 //! Real processes: this test program starts itself.
+#![cfg(target_os = "linux")]
 
-#[cfg(target_os = "linux")]
+mod endings;
+mod guarding;
+mod programs;
 mod recursion;
+mod starting;
+mod support;

@@ -1,0 +1,179 @@
+//! Programs for the tests of started processes: a plain `main`, as anybody would write it, without a guard and without
+//! an attribute. The first argument says what it does.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::time::Duration;
+
+use leyden_process::Result;
+use leyden_process::guarded::Guarded;
+use leyden_process::signal::Listener;
+use leyden_process::spawn::{Child, Job, Parent, Received, SpawnOptions};
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().collect();
+    let words: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
+    match words[..] {
+        ["echo"] => echo(),
+        ["replaced"] => replaced(),
+        ["stuck", ref how @ ..] => stuck(how),
+        ["guarded"] => guarded(),
+        ["interrupted"] => interrupted(),
+        ["stalled"] => stalled(),
+        ["descriptors"] => descriptors(),
+        _ => leyden_process::bail!("no such scenario: {words:?}"),
+    }
+}
+
+/// Starts one worker and prints what it answers. `main` says that it ran.
+fn echo() -> Result<()> {
+    println!("main");
+    let mut child = Job::new(answer, &"hello".to_owned())?.spawn(&SpawnOptions::named("echo"))?;
+    if let Received::Message(message) = child.recv(LONG)? {
+        println!("{}", String::from_utf8_lossy(&message));
+    }
+    child.ended(LONG).expect("it returns").into_result("echo")
+}
+
+fn answer(text: String, parent: Parent) -> Result<()> {
+    parent.send(format!("{text} from {}", parent.name()).as_bytes())
+}
+
+/// Its file is replaced while it runs, as `cargo build` does.
+fn replaced() -> Result<()> {
+    let path = std::env::current_exe()?;
+    fs::remove_file(&path)?;
+    fs::write(&path, "#!/bin/sh\necho another program\n")?;
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    echo()
+}
+
+/// Starts a worker for each way to be stuck, prints their numbers, and waits to be killed.
+fn stuck(how: &[&str]) -> Result<()> {
+    let children = how
+        .iter()
+        .map(|&how| {
+            let mut child = Job::new(get_stuck, &how.to_owned())?.spawn(&SpawnOptions::named(how))?;
+            assert_eq!(child.recv(LONG)?, Received::Message(b"stuck".to_vec()));
+            println!("{}", child.pid());
+            Ok(child)
+        })
+        .collect::<Result<Vec<Child>>>()?;
+    println!("ready");
+    std::thread::sleep(LONG);
+    drop(children);
+    Ok(())
+}
+
+fn get_stuck(how: String, parent: Parent) -> Result<()> {
+    // Both ends stay open: nobody will ever write.
+    let (mut read, _write) = std::io::pipe()?;
+    parent.send(b"stuck")?;
+    match how.as_str() {
+        "busy" => loop {
+            std::hint::spin_loop();
+        },
+        "reading" => drop(read.read(&mut [0])),
+        "sleeping" => std::thread::sleep(LONG),
+        _ => leyden_process::bail!("no such way to be stuck: {how}"),
+    }
+    Ok(())
+}
+
+/// Starts a program that starts another one, prints both numbers, and waits to be killed.
+fn guarded() -> Result<()> {
+    let script = "sleep 1000 & echo $!; echo $$; echo ready; wait";
+    let program = Guarded::spawn(std::process::Command::new("sh").args(["-c", script]))?;
+    std::thread::sleep(LONG);
+    drop(program);
+    Ok(())
+}
+
+/// Counts SIGINT here; the worker must not notice it.
+fn interrupted() -> Result<()> {
+    let listener = Listener::start();
+    let mut child = Job::new(answer_slowly, &())?.spawn(&SpawnOptions::named("shielded"))?;
+    println!("ready");
+    while listener.received().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.send(b"alive?")?;
+    match child.recv(LONG)? {
+        Received::Message(message) => println!("{}", String::from_utf8_lossy(&message)),
+        other => println!("{other:?}: {:?}", child.ended(LONG)),
+    }
+    Ok(())
+}
+
+fn answer_slowly(_: (), parent: Parent) -> Result<()> {
+    parent.recv(LONG)?;
+    parent.send(b"alive")
+}
+
+/// A worker whose start takes for ever: a constructor hangs.
+fn stalled() -> Result<()> {
+    // SAFETY: there is no other thread yet.
+    unsafe { libc::setenv(c"LEYDEN_TEST_STALL".as_ptr(), c"1".as_ptr(), 1) };
+    let options =
+        SpawnOptions { hello_timeout: Duration::from_millis(500), ..SpawnOptions::named("stalled") };
+    let error = Job::new(answer, &String::new())?.spawn(&options).expect_err("it never says hello");
+    println!("{error:?}");
+    println!("children: {}", children());
+    Ok(())
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static STALL: extern "C" fn() = stall;
+
+extern "C" fn stall() {
+    if std::env::var_os("LEYDEN_TEST_STALL").is_some() {
+        eprintln!("a constructor hangs");
+        std::thread::sleep(LONG);
+    }
+}
+
+/// No descriptor is left: a refusal, nothing left behind, and again a worker when there are some.
+fn descriptors() -> Result<()> {
+    let job = Job::new(answer, &"hello".to_owned())?;
+    // The threads that serve all processes have started.
+    drop(job.spawn(&SpawnOptions::default())?);
+    let open = || fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let before = open();
+    let mut codes = Vec::new();
+    for room in 0..12 {
+        let mut hoard = Vec::new();
+        set_limit(256);
+        while let Ok(file) = fs::File::open("/dev/null") {
+            hoard.push(file);
+        }
+        hoard.truncate(hoard.len() - room);
+        let result = job.spawn(&SpawnOptions::default());
+        codes.push(result.as_ref().map_or_else(|error| error.code().id, |_| "started"));
+        if let (0, Err(error)) = (room, &result) {
+            println!("{error:?}");
+        }
+        drop(result);
+        drop(hoard);
+        assert_eq!((open(), children()), (before, 0), "with room for {room}");
+    }
+    println!("{}", codes.join(" "));
+    echo()
+}
+
+fn set_limit(most: u64) {
+    let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+    // SAFETY: setrlimit reads the struct.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+}
+
+fn children() -> usize {
+    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let _ = std::io::stdout().flush();
+    tasks
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        .map(|text| text.split_whitespace().count())
+        .sum()
+}
