@@ -16,7 +16,7 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::codes::ARRAY_SHAPE;
-use crate::place::{self, Found};
+use crate::place::{self, Found, Part};
 
 /// What an [`Array`] may hold.
 pub trait Element:
@@ -44,8 +44,10 @@ pub struct Array<T> {
 
 enum Data<T> {
     Heap(Vec<T>),
-    /// In a slot: the bytes of the elements, and which part of the batch they are.
-    Shared(Region, u32),
+    /// In a slot that is being written.
+    Writing(Part),
+    /// In a slot that is being read.
+    Shared(Region),
 }
 
 impl<T: Element> Array<T> {
@@ -58,9 +60,9 @@ impl<T: Element> Array<T> {
         let len = elements(shape)?;
         let data = match place::claim(len * size_of::<T>())? {
             None => Data::Heap(vec![T::default(); len]),
-            Some((number, mut region)) => {
-                region.fill(0);
-                Data::Shared(region, number)
+            Some(mut part) => {
+                part.region.fill(0);
+                Data::Writing(part)
             }
         };
         Ok(Self { shape: shape.to_vec(), data })
@@ -104,13 +106,13 @@ impl<T: Element> Array<T> {
                 }
                 Data::Heap(data)
             }
-            Some((number, mut region)) => {
-                let data = bytemuck::cast_slice_mut(&mut region);
+            Some(mut part) => {
+                let data = bytemuck::cast_slice_mut(&mut part.region);
                 for (index, elements) in rows.enumerate() {
                     fits(index, elements)?;
                     data[index * each..(index + 1) * each].copy_from_slice(elements);
                 }
-                Data::Shared(region, number)
+                Data::Writing(part)
             }
         };
         Ok(Self { shape, data })
@@ -125,7 +127,7 @@ impl<T: Element> Array<T> {
     pub fn into_vec(self) -> Vec<T> {
         match self.data {
             Data::Heap(data) => data,
-            Data::Shared(..) => self.to_vec(),
+            Data::Writing(_) | Data::Shared(_) => self.to_vec(),
         }
     }
 
@@ -172,7 +174,7 @@ impl<T: Element> Deref for Array<T> {
     fn deref(&self) -> &[T] {
         match &self.data {
             Data::Heap(data) => data,
-            Data::Shared(region, _) => bytemuck::cast_slice(region),
+            Data::Writing(Part { region, .. }) | Data::Shared(region) => bytemuck::cast_slice(region),
         }
     }
 }
@@ -181,7 +183,7 @@ impl<T: Element> DerefMut for Array<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         match &mut self.data {
             Data::Heap(data) => data,
-            Data::Shared(region, _) => bytemuck::cast_slice_mut(region),
+            Data::Writing(Part { region, .. }) | Data::Shared(region) => bytemuck::cast_slice_mut(region),
         }
     }
 }
@@ -229,19 +231,17 @@ impl<T: Element> FromIterator<T> for Array<T> {
 /// Shape and elements; between a worker process and the trainer, where the elements lie.
 impl<T: Element> Serialize for Array<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if !place::is_writing() {
+        let Some(reply) = place::reply() else {
             return (&self.shape, Content::Elements(&self[..])).serialize(serializer);
-        }
+        };
         let number = match &self.data {
-            Data::Shared(_, number) => *number,
-            Data::Heap(data) => {
-                let bytes: &[u8] = bytemuck::cast_slice(data);
-                let claimed = place::claim(bytes.len()).map_err(S::Error::custom)?;
-                let Some((number, mut region)) = claimed else {
-                    return Err(S::Error::custom("the slot is gone"));
-                };
-                region.copy_from_slice(bytes);
-                number
+            Data::Writing(part) if part.reply == reply => part.number,
+            _ => {
+                let bytes: &[u8] = bytemuck::cast_slice(self);
+                let part = place::claim(bytes.len()).map_err(S::Error::custom)?;
+                let mut part = part.ok_or_else(|| S::Error::custom("the slot is gone"))?;
+                part.region.copy_from_slice(bytes);
+                part.number
             }
         };
         (&self.shape, Content::<&[T]>::Shared(number)).serialize(serializer)
@@ -256,7 +256,7 @@ impl<'de, T: Element> Deserialize<'de> for Array<T> {
             Content::Elements(data) => Data::Heap(data),
             Content::Shared(number) => match place::find(number) {
                 None => return Err(D::Error::custom("an array's part of the batch is missing")),
-                Some(Found::Shared(region)) => Data::Shared(region, number),
+                Some(Found::Shared(region)) => Data::Shared(region),
                 Some(Found::Copied(region)) => {
                     let elements = bytemuck::try_cast_slice(&region).map_err(D::Error::custom)?;
                     Data::Heap(elements.to_vec())
@@ -266,9 +266,13 @@ impl<'de, T: Element> Deserialize<'de> for Array<T> {
         let fits = match &data {
             Data::Heap(data) => data.len() == len,
             // Aligned to more than any element asks for.
-            Data::Shared(region, _) => region.len() == len * size_of::<T>(),
+            Data::Writing(Part { region, .. }) | Data::Shared(region) => region.len() == len * size_of::<T>(),
         };
-        if fits { Ok(Self { shape, data }) } else { Err(D::Error::custom("an array's shape does not fit its elements")) }
+        if fits {
+            Ok(Self { shape, data })
+        } else {
+            Err(D::Error::custom("an array's shape does not fit its elements"))
+        }
     }
 }
 

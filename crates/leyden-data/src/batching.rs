@@ -404,7 +404,7 @@ enum Orders {
 }
 
 /// The samples of one batch of one rank.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Indices {
     /// One or more indices, each below the data set's length.
     pub indices: Vec<usize>,

@@ -50,6 +50,10 @@ pub const WORKER_DIED: Code = Code::new("L0904", exit::WORKER_DIED);
 pub const POISON: Code = Code::new("L0905", exit::WORKER_DIED);
 /// The workers can take on no more batches.
 pub const BUSY: Code = Code::new("L0906", exit::TRAINING_FAILED);
+/// A batch of a worker process cannot be read.
+pub const BATCH_UNREADABLE: Code = Code::new("L0907", exit::TRAINING_FAILED);
+/// A batch cannot be handed over by a worker process.
+pub const BATCH_UNWRITABLE: Code = Code::new("L0908", exit::TRAINING_FAILED);
 /// An array's shape and elements do not fit together.
 pub const ARRAY_SHAPE: Code = Code::new("L0501", exit::TRAINING_FAILED);
 /// The samples of a batch cannot be stacked: they differ in shape or keys.
@@ -99,6 +103,8 @@ mod tests {
             WORKER_DIED,
             POISON,
             BUSY,
+            BATCH_UNREADABLE,
+            BATCH_UNWRITABLE,
             ARRAY_SHAPE,
             RAGGED,
             SAMPLER_ARGUMENT,

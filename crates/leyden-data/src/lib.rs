@@ -51,4 +51,4 @@ pub use sampler::{
     BatchOrder, BatchSampler, BucketBatchSampler, Order, RandomSampler, Sampler, SequentialSampler,
     SubsetRandomSampler, WeightedRandomSampler, batch_sampler_fn, sampler_fn,
 };
-pub use workers::{CrewPlan, InlineWorkers, Started, ThreadWorkers, Workers, WorkersFor};
+pub use workers::{CrewPlan, InlineWorkers, ProcessWorkers, Started, ThreadWorkers, Workers, WorkersFor};

@@ -11,6 +11,7 @@
 //! [`Workers::inline`]: crate::Workers::inline
 
 mod builder;
+mod processes;
 mod task;
 mod threads;
 mod timings;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 use leyden_process::{Error, Result};
 
 pub use self::builder::{BadSample, DataLoaderBuilder};
+pub(crate) use self::processes::Processes;
 pub(crate) use self::task::{Loaded, Task, load};
 pub(crate) use self::threads::Threads;
 pub use self::timings::Timings;
@@ -158,6 +160,9 @@ pub(crate) trait Backend<B>: Send + Sync {
 
     /// Nobody will take this one.
     fn withdraw(&self, ticket: u64);
+
+    /// An epoch begins: budgets are counted anew.
+    fn renew(&self) {}
 }
 
 /// How long things may take.
@@ -260,6 +265,9 @@ impl<D: Dataset> DataLoader<D> {
             batches,
             handed: None,
         };
+        if let Crew::Persistent(backend) = &self.crew {
+            backend.renew();
+        }
         rest.post_ahead();
         rest
     }

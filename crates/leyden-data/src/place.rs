@@ -4,14 +4,27 @@
 //! trainer [reads](reading) it there. Collate functions need not know, as they need not know of the allocator.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use leyden_process::Result;
 use leyden_process::memory::Region;
 use leyden_process::slots::{Loan, Writer};
 
 thread_local! {
-    static WRITER: RefCell<Option<Writer>> = const { RefCell::new(None) };
+    static WRITER: RefCell<Option<(Writer, Reply)>> = const { RefCell::new(None) };
     static READER: RefCell<Option<Reader>> = const { RefCell::new(None) };
+}
+
+/// Which reply of this process a part belongs to: no two have the same.
+pub(crate) type Reply = u64;
+
+/// A part of a reply that is being written.
+pub(crate) struct Part {
+    pub(crate) reply: Reply,
+    /// Its number in the reply.
+    pub(crate) number: u32,
+    /// Its bytes, which at first hold whatever was there before.
+    pub(crate) region: Region,
 }
 
 struct Reader {
@@ -28,7 +41,9 @@ pub(crate) enum Found {
 
 /// Runs `work` with new arrays in a slot.
 pub(crate) fn writing<T>(writer: &Writer, work: impl FnOnce() -> T) -> T {
-    let _restore = Restore(&WRITER, WRITER.replace(Some(writer.clone())));
+    static REPLY: AtomicU64 = AtomicU64::new(0);
+    let reply = REPLY.fetch_add(1, Ordering::Relaxed);
+    let _restore = Restore(&WRITER, WRITER.replace(Some((writer.clone(), reply))));
     work()
 }
 
@@ -38,15 +53,18 @@ pub(crate) fn reading<T>(loan: Loan, copied: bool, work: impl FnOnce() -> T) -> 
     work()
 }
 
-/// Memory for an array in the slot that this thread is writing, if it is: its number in the reply, and the bytes, which
-/// hold whatever was there before.
-pub(crate) fn claim(bytes: usize) -> Result<Option<(u32, Region)>> {
-    WRITER.with_borrow(|writer| writer.as_ref().map(|writer| writer.alloc(bytes)).transpose())
+/// Memory for an array in the slot that this thread is writing, if it is.
+pub(crate) fn claim(bytes: usize) -> Result<Option<Part>> {
+    WRITER.with_borrow(|writer| {
+        let Some((writer, reply)) = writer else { return Ok(None) };
+        let (number, region) = writer.alloc(bytes)?;
+        Ok(Some(Part { reply: *reply, number, region }))
+    })
 }
 
-/// Whether this thread is writing to a slot.
-pub(crate) fn is_writing() -> bool {
-    WRITER.with_borrow(Option::is_some)
+/// The reply that this thread is writing.
+pub(crate) fn reply() -> Option<Reply> {
+    WRITER.with_borrow(|writer| writer.as_ref().map(|&(_, reply)| reply))
 }
 
 /// The part with this number of the reply that this thread is reading. Each can be had once.

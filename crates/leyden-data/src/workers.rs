@@ -4,9 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use leyden_process::Result;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::dataset::Dataset;
-use crate::loader::{Backend, Limits, Threads};
+use crate::loader::{Backend, Limits, Processes, Threads};
 
 /// The kinds of workers, for [`DataLoaderBuilder::workers`](crate::DataLoaderBuilder::workers).
 ///
@@ -14,6 +16,7 @@ use crate::loader::{Backend, Limits, Threads};
 /// |---|---|---|
 /// | [`inline`](Self::inline) | nothing | the specification, and the mode to debug in |
 /// | [`threads`](Self::threads) | a `'static` data set | errors and panics; a stuck thread is given up, not ended |
+/// | [`spawn`](Self::spawn) | data set and batch with serde's traits | crashes, `exit`, kills and hangs too: the worker is replaced, and its batches made again, bit for bit |
 #[derive(Clone, Copy, Debug)]
 pub struct Workers;
 
@@ -27,6 +30,13 @@ impl Workers {
     /// nothing is copied, and there is no lock as Python has one.
     pub fn threads(n: usize) -> ThreadWorkers {
         ThreadWorkers { threads: n }
+    }
+
+    /// `n` processes, each started as this program anew (PyTorch: `multiprocessing_context="spawn"`), but `main` is not
+    /// run again, and a start takes milliseconds. 0 is [`inline`](Self::inline). For data sets that call into foreign
+    /// libraries, or into code that may hang.
+    pub fn spawn(n: usize) -> ProcessWorkers {
+        ProcessWorkers { workers: n, threads_each: 1 }
     }
 }
 
@@ -97,5 +107,39 @@ impl<D: Dataset + 'static> WorkersFor<D> for ThreadWorkers {
             return Ok(None);
         }
         Ok(Some(Started(Arc::new(Threads::start(Arc::clone(dataset), self.threads, plan.limits)?))))
+    }
+}
+
+/// [`Workers::spawn`].
+#[derive(Clone, Copy, Debug)]
+pub struct ProcessWorkers {
+    workers: usize,
+    threads_each: usize,
+}
+
+impl ProcessWorkers {
+    /// How many batches each process makes at once (default 1). Few processes with several threads share what the data
+    /// set holds.
+    #[must_use]
+    pub fn threads_each(mut self, threads: usize) -> Self {
+        self.threads_each = threads.max(1);
+        self
+    }
+}
+
+impl<D> WorkersFor<D> for ProcessWorkers
+where
+    D: Dataset + Serialize + DeserializeOwned + 'static,
+    D::Batch: Serialize + DeserializeOwned,
+{
+    fn count(&self) -> usize {
+        self.workers.saturating_mul(self.threads_each)
+    }
+
+    fn start(&self, dataset: &Arc<D>, plan: &CrewPlan) -> Result<Option<Started<D::Batch>>> {
+        if self.workers == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Started(Arc::new(Processes::start(dataset, self.workers, self.threads_each, plan)?))))
     }
 }

@@ -77,7 +77,7 @@ pub type Describe = Arc<dyn Fn(&[u8], u8, u64) -> String + Send + Sync>;
 pub struct Pool {
     shared: Arc<Shared>,
     /// Says when the supervisor has ended the workers.
-    ended: Receiver<()>,
+    ended: Mutex<Receiver<()>>,
 }
 
 /// What became of a task.
@@ -162,7 +162,7 @@ impl Pool {
             .map_err(|error| {
                 Error::new(POOL_START, "the thread that supervises workers cannot be started").because(&error)
             })?;
-        Ok(Self { shared, ended })
+        Ok(Self { shared, ended: Mutex::new(ended) })
     }
 
     /// Posts a task; tasks are begun by their tickets, smallest first. False where no slot is free.
@@ -264,7 +264,7 @@ impl Drop for Pool {
         self.shared.slots.close();
         self.shared.wake();
         // Whoever the kernel does not bury in time is left to the supervisor.
-        let _ = self.ended.recv_timeout(DROP);
+        let _ = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner).recv_timeout(DROP);
     }
 }
 

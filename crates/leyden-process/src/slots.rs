@@ -411,8 +411,8 @@ impl SlotId {
     }
 }
 
-/// A reply, read where the worker wrote it.
-#[derive(Debug)]
+/// A reply, read where the worker wrote it. Clones share it.
+#[derive(Clone, Debug)]
 pub struct Loan(Arc<Lent>);
 
 impl Loan {

@@ -197,6 +197,7 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
     /// rank without a sample, `L0601`–`L0609` if sampler and data set do not fit together; `L0901` and `L0902` if workers
     /// cannot be started, and where they are processes the `P` codes that say why.
     pub fn build(mut self) -> Result<DataLoader<D>> {
+        leyden_process::entry::fuse();
         self.check()?;
         let batching = self.batching();
         batching.validate()?;

@@ -4,13 +4,14 @@
 use std::time::{Duration, Instant};
 
 use leyden_process::{Code, Error, Panic, Result, contain};
+use serde::{Deserialize, Serialize};
 
 use crate::batching::Indices;
 use crate::codes::{COLLATE_PANICKED, GET_PANICKED, NOTHING_LEFT, WORKER_INIT};
 use crate::dataset::{Dataset, SampleCx, WorkerInfo};
 
 /// A batch to be made: all that it depends on besides the data set.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Task {
     pub(crate) seed: u64,
     pub(crate) epoch: u64,

@@ -1,0 +1,4 @@
+//! The loader with workers of each kind: the same batches from all of them, whatever happens to the workers.
+
+mod kinds;
+mod support;
