@@ -21,6 +21,8 @@ pub mod futex;
 pub mod memory;
 #[cfg(target_os = "linux")]
 mod protocol;
+#[cfg(target_os = "linux")]
+pub mod shared;
 pub mod signal;
 // Its words lie in shared memory, where the model's own cannot.
 #[cfg(all(target_os = "linux", not(all(test, loom))))]
