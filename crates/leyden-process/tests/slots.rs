@@ -188,7 +188,8 @@ mod linux {
             worker.hold_tombstone().unwrap();
             let _task = worker.claim(Instant::now() + LONG);
         };
-        let deaths: [(&str, fn(SlotsWorker), i32, Option<i32>); 4] = [
+        type Work = fn(SlotsWorker);
+        let deaths: [(&str, Work, i32, Option<i32>); 4] = [
             ("killed", sleep, libc::SIGKILL, None),
             ("aborted", sleep, libc::SIGABRT, None),
             ("crashed", crash, 0, None),
