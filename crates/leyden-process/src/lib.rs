@@ -4,6 +4,11 @@
 //!
 //! All `unsafe` code of the project is in this crate; each block says who guarantees what.
 
+#![cfg_attr(
+    all(test, loom),
+    expect(dead_code, reason = "the model runs without the slots, which use the rest")
+)]
+
 #[cfg(not(any(unix, docsrs)))]
 compile_error!("leyden runs on Linux; other Unix systems build, anything else is not supported yet");
 
@@ -32,6 +37,8 @@ pub mod memory;
 pub mod pool;
 #[cfg(target_os = "linux")]
 mod protocol;
+#[cfg(target_os = "linux")]
+pub mod shared;
 pub mod signal;
 // Its words lie in shared memory, where the model's own cannot.
 #[cfg(all(target_os = "linux", not(all(test, loom))))]

@@ -5,7 +5,8 @@
 //! the process, made for this alone, holds a word in shared memory for ever; the kernel marks it and wakes a waiter.
 //!
 //! The mark says that the process is *dying*: one of its threads has gone, and each other one goes at its next return
-//! from the kernel or the next interrupt. Until the pidfd says so too, another thread may still finish a system call that writes to shared memory.
+//! from the kernel or the next interrupt. Until the pidfd says so too, another thread may still finish a system call
+//! that writes to shared memory.
 
 use std::ptr;
 use std::sync::Arc;
@@ -45,7 +46,8 @@ pub fn decode(value: u32) -> State {
 /// Takes the word that `of` finds in `memory` for as long as this process lives. A second call for the same word is
 /// refused.
 ///
-/// Starts a thread that sleeps for ever with all signals blocked: an address range of 64 KiB, of which two or three pages are used.
+/// Starts a thread that sleeps for ever with all signals blocked: an address range of 64 KiB, of which two or three
+/// pages are used.
 ///
 /// # Errors
 ///
