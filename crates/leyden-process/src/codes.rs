@@ -29,3 +29,5 @@ pub const PANICKED: Code = Code::new("P0111", exit::TRAINING_FAILED);
 pub const DIED: Code = Code::new("P0112", exit::WORKER_DIED);
 /// Another program could not be started under guard.
 pub const GUARDED: Code = Code::new("P0113", exit::CONFIGURATION);
+/// A process cannot be forked here.
+pub const FORK: Code = Code::new("P0114", exit::CONFIGURATION);

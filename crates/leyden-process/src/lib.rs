@@ -32,7 +32,11 @@ mod stderr;
 #[cfg(target_os = "linux")]
 mod sys;
 #[cfg(target_os = "linux")]
+mod threads;
+#[cfg(target_os = "linux")]
 mod worker;
+#[cfg(target_os = "linux")]
+mod zygote;
 
 pub use contain::{Panic, contain};
 pub use error::{Code, Error, Result};

@@ -70,11 +70,23 @@ fn killed(scenario: &[&str], processes: usize) {
 #[test]
 fn children_die_with_a_program_that_is_killed_whatever_they_are_stuck_in() {
     killed(&["stuck", "busy", "reading", "sleeping"], 3);
+    killed(&["stuck", "zygote's busy", "zygote's reading"], 2);
+    killed(&["stuck", "forked busy", "forked reading", "forked busy"], 3);
 }
 
 #[test]
 fn guarded_programs_and_theirs_die_with_a_program_that_is_killed() {
     killed(&["guarded"], 2);
+}
+
+#[test]
+fn a_program_with_one_thread_can_be_forked() {
+    let (_, text) = output(Command::new(program()).arg("forked"));
+    let expected = "buffered, and written once\n\n\
+                    in memory false true\nin memory false true\n\
+                    killed by SIGKILL\nkilled by SIGKILL\n\
+                    serialised from forked\n";
+    assert_eq!(text.replace('"', ""), expected);
 }
 
 #[test]
