@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use leyden_process::Result;
@@ -23,6 +24,8 @@ fn main() -> Result<()> {
         ["guarded"] => guarded(),
         ["interrupted"] => interrupted(),
         ["stalled"] => stalled(),
+        ["unconsumed"] => unconsumed(),
+        ["sigchld-ignored"] => sigchld_ignored(),
         ["descriptors"] => descriptors(),
         _ => leyden_process::bail!("no such scenario: {words:?}"),
     }
@@ -183,6 +186,31 @@ extern "C" fn stall() {
         eprintln!("a constructor hangs");
         std::thread::sleep(LONG);
     }
+}
+
+/// A process whose cookie nobody took: the fuse must end it before it starts anything.
+fn unconsumed() -> Result<()> {
+    let stdin = std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned()?;
+    let stdin = fs::File::from(stdin).metadata()?;
+    let cookie = format!("worker:1:{}:{}\0", stdin.dev(), stdin.ino());
+    // SAFETY: there is no other thread yet; the text ends with a zero.
+    unsafe { libc::setenv(c"LEYDEN_ROLE".as_ptr(), cookie.as_ptr().cast(), 1) };
+    println!("main");
+    let job = Job::new(answer, &String::new());
+    println!("not reached: {job:?}");
+    Ok(())
+}
+
+/// The program has told the kernel to reap its children: what a child said itself is all that is known.
+fn sigchld_ignored() -> Result<()> {
+    // SAFETY: the disposition is one of the two constants.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    let mut good = Job::new(answer, &String::new())?.spawn(&SpawnOptions::named("good"))?;
+    println!("{}", good.ended(LONG).expect("it returns"));
+    let mut bad =
+        Job::new(|_: (), _: Parent| std::process::exit(3), &())?.spawn(&SpawnOptions::named("bad"))?;
+    println!("{}", bad.ended(LONG).expect("it exits"));
+    Ok(())
 }
 
 /// No descriptor is left: a refusal, nothing left behind, and again a worker when there are some.

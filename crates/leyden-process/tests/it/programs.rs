@@ -125,3 +125,19 @@ fn a_program_without_descriptors_is_told_so_and_nothing_is_left_behind() {
     assert!(text.contains(" started"), "with enough room it starts: {text}");
     assert!(text.ends_with("hello from echo\n"), "{text}");
 }
+
+#[test]
+fn a_process_whose_role_nobody_took_ends_before_it_starts_another() {
+    let (output, text) = output(Command::new(program()).arg("unconsumed"));
+    assert_eq!(output.status.code(), Some(leyden_process::exit::CONFIGURATION.into()));
+    assert_eq!(
+        text,
+        "main\nerror[P0104]: a process that should be a worker has reached the program's own code\n"
+    );
+}
+
+#[test]
+fn children_that_the_kernel_reaps_are_noticed_too() {
+    let (_, text) = output(Command::new(program()).arg("sigchld-ignored"));
+    assert_eq!(text, "returned\nended; its exit status was taken by another part of the program\n");
+}
