@@ -64,7 +64,7 @@ pub(crate) fn refuse_nesting() -> Result<()> {
         return Err(Error::new(NESTED, "a process that Leyden started cannot start others")
             .why("it runs a function of the program, never its `main`, and may not become a chain of processes")
             .hint("start processes in the program's own process; use threads inside a worker")
-            .hint("for other programs use `process::Guarded`"));
+            .hint("for other programs use `leyden_process::guarded::Guarded`"));
     }
     Ok(())
 }

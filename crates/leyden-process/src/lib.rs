@@ -1,8 +1,8 @@
 //! What every other Leyden crate stands on: [errors](error), [exit codes](exit), [signals as values](signal),
-//! [contained panics](mod@contain) and the [allocator's thresholds](allocator).
+//! [contained panics](mod@contain), the [allocator's thresholds](allocator); and on Linux processes that run a
+//! function of the program (`spawn`) or another program (`guarded`) and never outlive it.
 //!
-//! All `unsafe` code of the project is in this crate; each block says who guarantees what. Processes and shared
-//! memory get their rooms here too.
+//! All `unsafe` code of the project is in this crate; each block says who guarantees what.
 
 #[cfg(not(any(unix, docsrs)))]
 compile_error!("leyden runs on Linux; other Unix systems build, anything else is not supported yet");
