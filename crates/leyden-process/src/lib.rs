@@ -1,6 +1,7 @@
 //! What every other Leyden crate stands on: [errors](error), [exit codes](exit), [signals as values](signal),
-//! [contained panics](mod@contain) and the [allocator's thresholds](allocator); on Linux also memory that processes
-//! [share](memory), and [tasks and replies](slots) through it.
+//! [contained panics](mod@contain) and the [allocator's thresholds](allocator); on Linux also processes that run a
+//! function of the program ([`spawn`]) or another program ([`guarded`]) and never outlive it, memory that processes
+//! [share](memory), and [pools](pool) of workers that do tasks through it.
 //!
 //! All `unsafe` code of the project is in this crate; each block says who guarantees what.
 
@@ -54,7 +55,11 @@ mod sys;
 #[cfg(target_os = "linux")]
 pub mod tombstone;
 #[cfg(target_os = "linux")]
+mod threads;
+#[cfg(target_os = "linux")]
 mod worker;
+#[cfg(target_os = "linux")]
+mod zygote;
 
 pub use contain::{Panic, contain};
 pub use error::{Code, Error, Result};
