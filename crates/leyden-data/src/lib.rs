@@ -30,10 +30,11 @@ mod rng;
 pub mod testing;
 
 pub use array::{Array, Element};
-pub use collate::{Collate, default_collate};
+pub use collate::{Collate, Interleave, Pick, default_collate, pad_collate};
 pub use dataset::{Dataset, SampleCx, SplitLength, Subset, random_split};
 pub use idx::{IdxArray, IdxImages, IdxItem, ImageBatch};
 pub use iterable::{IterableDataset, Stream, StreamCx};
+pub use leyden_macros::Collate;
 pub use leyden_process::{Error, Result};
 pub use loader::{Batch, DataLoader, DataLoaderBuilder, Epoch, Loader, LoaderState};
 pub use permutation::Permutation;
