@@ -18,17 +18,24 @@
 
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod array;
 pub mod codes;
 mod collate;
 mod dataset;
+mod files;
 mod idx;
 mod iterable;
 mod loader;
 mod permutation;
 mod rng;
+mod tensors;
 pub mod testing;
 
+pub use adapters::{
+    ChainDataset, CollateWith, ConcatDataset, DatasetExt, Drawn, FilterStream, IterableDatasetExt, Map,
+    MapBatch, MapStream, Mix, MixStreams, ShuffleWindow, StreamFn, Take, TakeStream, stream_fn,
+};
 pub use array::{Array, Element};
 pub use collate::{Collate, Interleave, Pick, default_collate, pad_collate};
 pub use dataset::{Dataset, SampleCx, SplitLength, Subset, random_split};
@@ -39,3 +46,4 @@ pub use leyden_process::{Error, Result};
 pub use loader::{Batch, DataLoader, DataLoaderBuilder, Epoch, Loader, LoaderState};
 pub use permutation::Permutation;
 pub use rng::{SampleRng, mix};
+pub use tensors::{Row, TensorDataset, Tensors};
