@@ -1,5 +1,8 @@
 //! What readers of files share: reading at a place, noticing that a file has changed, and paths that need not be text.
 
+#[cfg(feature = "image")]
+pub(crate) mod image_folder;
+
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
@@ -101,6 +104,29 @@ pub(crate) struct Report(pub(crate) Error);
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// Many short byte strings in one, for indices: file names, keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Names {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Names {
+    pub(crate) fn push(&mut self, name: &[u8]) {
+        self.bytes.extend_from_slice(name);
+        self.ends.push(self.bytes.len());
+    }
+
+    pub(crate) fn get(&self, index: usize) -> &[u8] {
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.bytes[start..self.ends[index]]
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.ends.len()
     }
 }
 

@@ -25,6 +25,8 @@ mod collate;
 mod dataset;
 mod files;
 mod idx;
+#[cfg(feature = "image")]
+mod image;
 mod iterable;
 mod loader;
 mod permutation;
@@ -39,7 +41,11 @@ pub use adapters::{
 pub use array::{Array, Element};
 pub use collate::{Collate, Interleave, Pick, default_collate, pad_collate};
 pub use dataset::{Dataset, SampleCx, SplitLength, Subset, random_split};
+#[cfg(feature = "image")]
+pub use files::image_folder::ImageFolder;
 pub use idx::{IdxArray, IdxImages, IdxItem, ImageBatch};
+#[cfg(feature = "image")]
+pub use image::{Image, ImageTransform};
 pub use iterable::{IterableDataset, Stream, StreamCx};
 pub use leyden_macros::Collate;
 pub use leyden_process::{Error, Result};
