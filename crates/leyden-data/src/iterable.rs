@@ -59,7 +59,14 @@ impl StreamCx {
     pub fn rng(&self, position: u64) -> SampleRng {
         SampleRng::new(mix(self.seed, &[self.epoch, STREAM, self.shard as u64, position]))
     }
+
+    /// The context of a stream that this one is made of, whose randomness is its own; `source` tells several apart.
+    pub(crate) fn below(self, source: u64, shard: usize) -> Self {
+        Self { seed: mix(self.seed, &[BELOW, source]), epoch: self.epoch, shard }
+    }
 }
 
 /// Keeps streams apart from samples under the same seed and epoch.
 const STREAM: u64 = 0x7374_7265_616D;
+/// Keeps a stream apart from those that it is made of.
+const BELOW: u64 = 0x6265_6C6F_77;

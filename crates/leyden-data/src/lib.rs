@@ -19,13 +19,17 @@
 
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod array;
 mod batching;
 pub mod codes;
 mod collate;
 mod cursor;
 mod dataset;
+mod files;
 mod idx;
+#[cfg(feature = "image")]
+mod image;
 mod iterable;
 mod loader;
 mod permutation;
@@ -33,16 +37,26 @@ mod place;
 mod rng;
 pub mod sampler;
 mod say;
+mod tensors;
 pub mod testing;
 mod workers;
 
+pub use adapters::{
+    ChainDataset, CollateWith, ConcatDataset, DatasetExt, Drawn, FilterStream, IterableDatasetExt, Map,
+    MapBatch, MapStream, Mix, MixStreams, ShuffleWindow, StreamFn, Take, TakeStream, stream_fn,
+};
 pub use array::{Array, Element};
 pub use batching::{Batching, EpochOrder, Indices, Tail};
-pub use collate::{Collate, default_collate};
+pub use collate::{Collate, Interleave, Pick, default_collate, pad_collate};
 pub use cursor::Cursor;
 pub use dataset::{Dataset, SampleCx, SplitLength, Subset, WorkerInfo, random_split};
+#[cfg(feature = "image")]
+pub use files::image_folder::ImageFolder;
 pub use idx::{IdxArray, IdxImages, IdxItem, ImageBatch};
+#[cfg(feature = "image")]
+pub use image::{Image, ImageTransform};
 pub use iterable::{IterableDataset, Stream, StreamCx};
+pub use leyden_macros::Collate;
 pub use leyden_process::{Error, Result};
 pub use loader::{BadSample, Batch, DataLoader, DataLoaderBuilder, Epoch, Loader, Timings};
 pub use permutation::Permutation;
@@ -51,4 +65,5 @@ pub use sampler::{
     BatchOrder, BatchSampler, BucketBatchSampler, Order, RandomSampler, Sampler, SequentialSampler,
     SubsetRandomSampler, WeightedRandomSampler, batch_sampler_fn, sampler_fn,
 };
+pub use tensors::{Row, TensorDataset, Tensors};
 pub use workers::{CrewPlan, InlineWorkers, ProcessWorkers, Started, ThreadWorkers, Workers, WorkersFor};
