@@ -24,6 +24,7 @@ fn main() -> Result<()> {
         ["guarded"] => guarded(),
         ["interrupted"] => interrupted(),
         ["stalled"] => stalled(),
+        ["hungry", group] => hungry(group),
         ["unconsumed"] => unconsumed(),
         ["sigchld-ignored"] => sigchld_ignored(),
         ["descriptors"] => descriptors(),
@@ -210,6 +211,20 @@ fn sigchld_ignored() -> Result<()> {
     let mut bad =
         Job::new(|_: (), _: Parent| std::process::exit(3), &())?.spawn(&SpawnOptions::named("bad"))?;
     println!("{}", bad.ended(LONG).expect("it exits"));
+    Ok(())
+}
+
+/// Joins a control group with little memory, and starts a worker that wants more.
+fn hungry(group: &str) -> Result<()> {
+    fs::write(format!("{group}/cgroup.procs"), std::process::id().to_string())?;
+    let eat = |_: (), _: Parent| {
+        let mut eaten = Vec::new();
+        loop {
+            eaten.push(std::hint::black_box(vec![1_u8; 1 << 20]));
+        }
+    };
+    let mut child = Job::new(eat, &())?.spawn(&SpawnOptions::named("hungry"))?;
+    println!("{}", child.ended(LONG).expect("it is killed"));
     Ok(())
 }
 

@@ -185,10 +185,7 @@ static HOOK: Constructor = hook;
 
 extern "C" fn hook(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
     HOOK_RAN.store(true, Ordering::Relaxed);
-    // In a library this may run under the loader's lock, where starting a thread can deadlock; and there is nothing to
-    // run there, because the preflight has refused to start us.
-    let in_the_program = is_in_the_program(hook as *const () as usize).is_ok();
-    let Some(cookie) = take_cookie(in_the_program) else { return };
+    let Some(cookie) = take_cookie() else { return };
     if cookie.depth != DEEPEST {
         sys::exit_now(exit::CONFIGURATION);
     }
@@ -208,7 +205,7 @@ extern "C" fn hook(argc: c_int, argv: *const *const c_char, envp: *const *const 
 
 /// The cookie, if it was written for this process. It is removed in any case, unless it is ours and cannot be used: then
 /// the fuse must find it.
-fn take_cookie(usable: bool) -> Option<Cookie> {
+fn take_cookie() -> Option<Cookie> {
     // SAFETY: before `main`, no other thread of ours changes the environment; the text is copied before it is removed.
     let text = unsafe {
         let text = libc::getenv(VARIABLE_C.as_ptr());
@@ -218,7 +215,9 @@ fn take_cookie(usable: bool) -> Option<Cookie> {
         CStr::from_ptr(text).to_str().ok()?.to_owned()
     };
     let cookie = Cookie::parse(&text).filter(|cookie| cookie.is_ours());
-    if cookie.is_some() && !usable {
+    // In a library this may run under the loader's lock, where starting a thread can deadlock. Nothing is to be run
+    // there: the preflight has refused to start us.
+    if cookie.is_some() && is_in_the_program(hook as *const () as usize).is_err() {
         return None;
     }
     // SAFETY: as above.

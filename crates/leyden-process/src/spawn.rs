@@ -303,8 +303,17 @@ impl Child {
             if self.closed {
                 return Ok(Received::Closed);
             }
-            if !self.take_in(deadline)? {
+            if self.take_in(Instant::now())? {
+                continue;
+            }
+            if Instant::now() >= deadline {
                 return Ok(Received::TimedOut);
+            }
+            // Its end is waited for too: a process that it forked without an exec may hold the socket.
+            let _ = sys::poll(&mut self.interests(), Some(deadline));
+            if self.process_mut().try_status().is_some() {
+                self.look();
+                self.closed = true;
             }
         }
     }

@@ -141,3 +141,40 @@ fn children_that_the_kernel_reaps_are_noticed_too() {
     let (_, text) = output(Command::new(program()).arg("sigchld-ignored"));
     assert_eq!(text, "returned\nended; its exit status was taken by another part of the program\n");
 }
+
+/// A control group for memory below this process's own, if there may be one; its folder goes with the value.
+struct Group(PathBuf);
+
+impl Group {
+    fn with_memory(bytes: u64) -> Option<Self> {
+        let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+        groups.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (root, limit) = match parts.next()? {
+                "" => ("/sys/fs/cgroup", "memory.max"),
+                "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+                _ => return None,
+            };
+            let path = format!("{root}{}/leyden-{}", parts.next()?, std::process::id());
+            std::fs::create_dir(&path).ok()?;
+            let group = Self(path.into());
+            std::fs::write(group.0.join(limit), bytes.to_string()).ok().map(|()| group)
+        })
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_child_that_the_kernel_killed_for_memory_is_said_to_be() {
+    let Some(group) = Group::with_memory(100 << 20) else {
+        eprintln!("skipped: no control group for memory can be made here");
+        return;
+    };
+    let (_, text) = output(Command::new(program()).arg("hungry").arg(&group.0));
+    assert_eq!(text, "killed by SIGKILL (the kernel's out-of-memory killer, most likely)\n");
+}
