@@ -36,13 +36,16 @@ pub mod testing;
 
 pub use adapters::{
     ChainDataset, CollateWith, ConcatDataset, DatasetExt, Drawn, FilterStream, IterableDatasetExt, Map,
-    MapBatch, MapStream, Mix, MixStreams, ShuffleWindow, StreamFn, Take, TakeStream, stream_fn,
+    MapBatch, MapStream, Mix, MixStreams, ShuffleWindow, StreamFn, Take, TakeStream, VecDataset, stream_fn,
 };
 pub use array::{Array, Element};
 pub use collate::{Collate, Interleave, Pick, default_collate, pad_collate};
 pub use dataset::{Dataset, SampleCx, SplitLength, Subset, random_split};
+pub use files::csv::{CsvDataset, CsvOptions};
 #[cfg(feature = "image")]
 pub use files::image_folder::ImageFolder;
+pub use files::safetensors::{Elements, SafetensorsDataset};
+pub use files::tar::{TarSample, TarSampleBatch, TarShards, TarStream};
 pub use idx::{IdxArray, IdxImages, IdxItem, ImageBatch};
 #[cfg(feature = "image")]
 pub use image::{Image, ImageTransform};
