@@ -341,7 +341,7 @@ where
 /// data sets and without memory; nothing is random about it. Let the loader shuffle.
 ///
 /// **Length.** An epoch ends before the first data set would have to repeat a sample: with weights 1 : 3 and lengths 100
-/// and 1000 it has 400 samples. Of the other data sets the next epoch takes up where this one ended, so that all of
+/// and 1000 it has 401 samples, as the 101st of the first would be next. Of the other data sets the next epoch takes up where this one ended, so that all of
 /// their samples are seen in time. A data set of weight 0 is never drawn from.
 ///
 /// ```
@@ -353,8 +353,8 @@ where
 /// let epoch = |epoch| -> Result<String> {
 ///     (0..mixed.len()).map(|index| Ok(mixed.get(index, &mut SampleCx::new(0, epoch, index))?.item)).collect()
 /// };
-/// assert_eq!(epoch(0)?, "0a12345b6");
-/// assert_eq!(epoch(1)?, "7a80123b4");
+/// assert_eq!(epoch(0)?, "0a123b456");
+/// assert_eq!(epoch(1)?, "7a801b234");
 /// # Ok::<(), leyden_data::Error>(())
 /// ```
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -691,6 +691,7 @@ mod tests {
         assert_eq!(huge.len(), 2);
         assert_eq!(set([1]).mix([set([])], &[0.5, 0.5]).unwrap().len(), 1, "the half sample is the first's");
         assert_eq!(Mix::new(vec![set([1, 2])], &[3.0]).unwrap().len(), 2);
+        assert_eq!(set(0..100).mix([set(0..1000)], &[1.0, 3.0]).unwrap().len(), 401);
     }
 
     #[test]

@@ -112,6 +112,13 @@ fn open(path: &Path) -> Result<(File, u64)> {
     Ok((file, metadata.len()))
 }
 
+/// Writes a file anew. To shorten one in place makes some file systems wait for the disk.
+#[cfg(test)]
+pub(crate) fn rewrite(path: &Path, bytes: &[u8]) {
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, bytes).unwrap();
+}
+
 /// Damaged copies of a file, the same each time: cut anywhere, or with a few bytes changed.
 #[cfg(test)]
 pub(crate) fn damaged(bytes: &[u8], cases: u64) -> impl Iterator<Item = Vec<u8>> {

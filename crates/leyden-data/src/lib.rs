@@ -8,11 +8,20 @@
 //!
 //! **The parts.** A [`Dataset`] gives samples by index and makes batches of them. A [`DataLoader`] decides which
 //! samples form which batch, on which rank. A training loop sees [`Loader`], the five verbs it needs, so that other
-//! sources of batches fit in. [`IdxImages`] is a data set for MNIST and its kin.
+//! sources of batches fit in.
+//!
+//! **Data sets.** In memory: [`TensorDataset`], [`VecDataset`]. In files: [`ImageFolder`], [`CsvDataset`],
+//! [`TarShards`], [`SafetensorsDataset`], and [`IdxImages`] for MNIST and its kin. Of others: [`DatasetExt`] and
+//! [`IterableDatasetExt`] have `map`, `filter`, `take` and `mix`, named as on `Iterator`; [`Subset`], [`ConcatDataset`],
+//! [`ChainDataset`]. All but those that hold a function can be serialised: what was opened from files as paths and an
+//! index, which is cheap to open again. Items become a batch by [`Collate`], which can be derived.
 //!
 //! **Failure.** An error of one sample is the error of its batch, with the sample's index and place; a panic in a
 //! data set's code is such an error too. The loader stays usable after either, and an epoch has the number of
 //! batches it said, whatever they are: it never just ends.
+//!
+//! Readers of files believe nothing: what a header promises is compared with the file before memory is reserved for it,
+//! and a file that is damaged, cut short or changed during the run is an error that names it and the place.
 //!
 //! There are no tensors here and no worker processes, and ranks are two numbers.
 

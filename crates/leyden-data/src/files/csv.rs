@@ -288,7 +288,7 @@ const SHOWN: usize = 40;
 mod tests {
     use super::*;
     use crate::codes::{FILE_CHANGED, FILE_UNREADABLE};
-    use crate::files::damaged;
+    use crate::files::{damaged, rewrite};
 
     const TABLE: &str = "name,x,y\nplain,1.5,7\n\"two\nlines, \"\"quoted\"\"\",-2,8\n\nlast,3e2,9";
 
@@ -395,7 +395,7 @@ mod tests {
     fn damage_anywhere_gives_records_or_an_error() {
         let (_dir, path) = written(TABLE);
         for copy in damaged(TABLE.as_bytes(), 1500) {
-            std::fs::write(&path, &copy).unwrap();
+            rewrite(&path, &copy);
             match CsvDataset::<(String, f32, i64)>::open(&path) {
                 Ok(table) => {
                     for index in 0..table.len() {

@@ -220,7 +220,7 @@ fn column(
             .at("found", format_args!("shape {:?}", info.shape)));
     }
     let (start, end) = info.data_offsets;
-    let stride = if rows == 0 { 0 } else { ((end - start) / rows) as u64 };
+    let stride = (end - start).checked_div(rows).unwrap_or(0) as u64;
     Ok(Column { name: name.to_owned(), row: row.to_vec(), offset: data + start as u64, stride })
 }
 
@@ -243,7 +243,7 @@ mod sealed {
 mod tests {
     use super::*;
     use crate::codes::FILE_UNREADABLE;
-    use crate::files::damaged;
+    use crate::files::{damaged, rewrite};
     use safetensors::Dtype;
     use safetensors::tensor::TensorView;
 
@@ -305,7 +305,7 @@ mod tests {
         let bytes = file();
         let (_dir, path) = written(&bytes);
         for length in 0..bytes.len() {
-            std::fs::write(&path, &bytes[..length]).unwrap();
+            rewrite(&path, &bytes[..length]);
             let error = SafetensorsDataset::<(f32,)>::open(&path, ["x"]).unwrap_err();
             assert_eq!(error.code(), SAFETENSORS_DAMAGED, "cut to {length}: {error:?}");
         }
@@ -321,7 +321,7 @@ mod tests {
         let bytes = file();
         let (_dir, path) = written(&bytes);
         for copy in damaged(&bytes, 2000) {
-            std::fs::write(&path, &copy).unwrap();
+            rewrite(&path, &copy);
             match SafetensorsDataset::<(f32, i64)>::open(&path, ["x", "y"]) {
                 Ok(data) => {
                     assert!(data.len() <= copy.len());

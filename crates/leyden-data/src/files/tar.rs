@@ -363,7 +363,7 @@ const COMPRESSED: [(&[u8], &str); 4] =
 mod tests {
     use super::*;
     use crate::codes::{FILE_CHANGED, FILE_UNREADABLE};
-    use crate::files::damaged;
+    use crate::files::{damaged, rewrite};
     use std::path::PathBuf;
     use tar::{Builder, EntryType, Header};
 
@@ -498,8 +498,10 @@ mod tests {
     fn an_archive_cut_short_is_refused_wherever_it_was_cut() {
         let bytes = archive(&[("1.jpg", &[1; 700]), (&"n".repeat(150), b"x"), ("2.jpg", b"y")]);
         let end = bytes.len() - 2 * BLOCK as usize;
+        let (_dir, paths) = written(&[Vec::new()]);
         for length in 0..end + BLOCK as usize {
-            let (error, _) = refused(bytes[..length].to_vec());
+            rewrite(&paths[0], &bytes[..length]);
+            let error = TarShards::open(&paths).unwrap_err();
             assert_eq!(error.code(), TAR_DAMAGED, "cut to {length}: {error:?}");
         }
         let (error, file) = refused(bytes[..1000].to_vec());
@@ -532,7 +534,7 @@ mod tests {
         let bytes = archive(&[("1.jpg", &[1; 700]), ("1.cls", b"x"), (&long, b"y"), ("3.a", b"z")]);
         let (_dir, paths) = written(&[Vec::new()]);
         for copy in damaged(&bytes, 2500) {
-            std::fs::write(&paths[0], &copy).unwrap();
+            rewrite(&paths[0], &copy);
             match TarShards::open(&paths) {
                 Ok(shards) => {
                     (0..shards.len()).for_each(|index| assert!(!get(&shards, index).files.is_empty()))
