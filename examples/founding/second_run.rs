@@ -70,7 +70,8 @@ fn resources() -> leyden::Result<[usize; 3]> {
 }
 
 fn main() -> leyden::Result<()> {
-    let faults = [Fault::None, Fault::Error, Fault::None, Fault::Panic, Fault::None, Fault::Abort, Fault::Dropped];
+    let faults =
+        [Fault::None, Fault::Error, Fault::None, Fault::Panic, Fault::None, Fault::Abort, Fault::Dropped];
     for fault in faults {
         println!("{fault:?}: {}", round(fault)?);
     }

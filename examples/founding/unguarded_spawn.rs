@@ -38,7 +38,8 @@ fn main() -> leyden::Result<()> {
         let mut file = std::fs::File::options().append(true).create(true).open(path)?;
         writeln!(file, "{}", std::process::id())?;
     }
-    let loader = DataLoader::builder(Squares).batch_size(16).shuffle(true).workers(Workers::spawn(2)).build()?;
+    let loader =
+        DataLoader::builder(Squares).batch_size(16).shuffle(true).workers(Workers::spawn(2)).build()?;
     let (mut samples, mut sum, mut workers) = (0, 0, BTreeSet::new());
     for batch in loader.epoch(0) {
         let batch = batch?;

@@ -29,9 +29,10 @@ pub trait DatasetExt: Dataset + Sized {
     /// are mere handles, as those of [`TensorDataset`](crate::TensorDataset), use [`map_batch`](Self::map_batch).
     ///
     /// ```
-    /// use leyden_data::{Dataset, DatasetExt, SampleCx};
+    /// use leyden_data::{Dataset, DatasetExt, SampleCx, VecDataset};
     ///
-    /// let noisy = vec![1.0_f64, 2.0].map(|x, cx: &mut SampleCx| Ok((x, x + 0.1 * cx.rng().normal())));
+    /// let points = VecDataset::new(vec![1.0_f64, 2.0]);
+    /// let noisy = points.map(|x, cx: &mut SampleCx| Ok((x, x + 0.1 * cx.rng().normal())));
     /// let (x, y) = noisy.get(1, &mut SampleCx::new(42, 0, 1))?;
     /// assert!(x == 2.0 && y != 2.0);
     /// # Ok::<(), leyden_data::Error>(())
@@ -69,9 +70,9 @@ pub trait DatasetExt: Dataset + Sized {
     /// a [`Subset`] of the rest by the same indices where that is possible.
     ///
     /// ```
-    /// use leyden_data::{Dataset, DatasetExt};
+    /// use leyden_data::{DatasetExt, VecDataset};
     ///
-    /// let even = vec![1, 2, 3, 4].filter(|x| x % 2 == 0)?;
+    /// let even = VecDataset::new(vec![1, 2, 3, 4]).filter(|x| x % 2 == 0)?;
     /// assert_eq!(even.indices(), [1, 3]);
     /// # Ok::<(), leyden_data::Error>(())
     /// ```
@@ -219,17 +220,32 @@ impl<D: Dataset> Dataset for Take<D> {
     }
 }
 
-/// A `Vec` is a data set of its elements, which are cloned one by one: for small items, and for tests.
-impl<T: Collate + Clone + Send + Sync> Dataset for Vec<T> {
+/// The elements of a `Vec`, which are cloned one by one: for small items, and for tests. Arrays make a
+/// [`TensorDataset`](crate::TensorDataset) instead.
+///
+/// (A `Vec` is no data set by itself: `vec.get(index)` would mean another thing wherever [`Dataset`] is imported.)
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VecDataset<T> {
+    items: Vec<T>,
+}
+
+impl<T> VecDataset<T> {
+    /// The elements of `items`, in their order.
+    pub fn new(items: Vec<T>) -> Self {
+        Self { items }
+    }
+}
+
+impl<T: Collate + Clone + Send + Sync> Dataset for VecDataset<T> {
     type Item = T;
     type Batch = T::Batch;
 
     fn len(&self) -> usize {
-        self.len()
+        self.items.len()
     }
 
     fn get(&self, index: usize, _: &mut SampleCx) -> Result<T> {
-        <[T]>::get(self, index).cloned().ok_or_else(|| out_of_range(index, self.len()))
+        self.items.get(index).cloned().ok_or_else(|| out_of_range(index, self.len()))
     }
 
     fn collate(&self, items: Vec<T>) -> Result<T::Batch> {
@@ -252,9 +268,9 @@ pub struct Drawn<T> {
 /// understands; then the rows are brought in order ([`Interleave`]), which is one more copy for such batches alone.
 ///
 /// ```
-/// use leyden_data::{ConcatDataset, Dataset, SampleCx};
+/// use leyden_data::{ConcatDataset, Dataset, SampleCx, VecDataset};
 ///
-/// let both = ConcatDataset::new(vec![vec![1.0, 2.0], vec![3.0]])?;
+/// let both = ConcatDataset::new(vec![VecDataset::new(vec![1.0, 2.0]), VecDataset::new(vec![3.0])])?;
 /// assert_eq!(both.get(2, &mut SampleCx::new(0, 0, 2))?.item, 3.0);
 /// # Ok::<(), leyden_data::Error>(())
 /// ```
@@ -325,18 +341,20 @@ where
 /// data sets and without memory; nothing is random about it. Let the loader shuffle.
 ///
 /// **Length.** An epoch ends before the first data set would have to repeat a sample: with weights 1 : 3 and lengths 100
-/// and 1000 it has 400 samples. Of the other data sets the next epoch takes up where this one ended, so that all of
+/// and 1000 it has 401 samples, as the 101st of the first would be next. Of the other data sets the next epoch takes up where this one ended, so that all of
 /// their samples are seen in time. A data set of weight 0 is never drawn from.
 ///
 /// ```
-/// use leyden_data::{Dataset, DatasetExt, Result, SampleCx};
+/// use leyden_data::{Dataset, DatasetExt, Result, SampleCx, VecDataset};
 ///
-/// let mixed = vec!["a".to_owned(), "b".to_owned()].mix([(0..9).map(|i| i.to_string()).collect()], &[1.0, 3.0])?;
+/// let letters = VecDataset::new(vec!["a".to_owned(), "b".to_owned()]);
+/// let digits = VecDataset::new((0..9).map(|digit| digit.to_string()).collect());
+/// let mixed = letters.mix([digits], &[1.0, 3.0])?;
 /// let epoch = |epoch| -> Result<String> {
 ///     (0..mixed.len()).map(|index| Ok(mixed.get(index, &mut SampleCx::new(0, epoch, index))?.item)).collect()
 /// };
-/// assert_eq!(epoch(0)?, "0a12345b6");
-/// assert_eq!(epoch(1)?, "7a80123b4");
+/// assert_eq!(epoch(0)?, "0a123b456");
+/// assert_eq!(epoch(1)?, "7a801b234");
 /// # Ok::<(), leyden_data::Error>(())
 /// ```
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -548,13 +566,17 @@ mod tests {
     use crate::codes::RAGGED;
     use crate::loader::{DataLoader, Loader};
 
+    fn set<T>(items: impl IntoIterator<Item = T>) -> VecDataset<T> {
+        VecDataset::new(items.into_iter().collect())
+    }
+
     fn item<D: Dataset>(dataset: &D, epoch: u64, index: usize) -> D::Item {
         dataset.get(index, &mut SampleCx::new(0, epoch, index)).unwrap()
     }
 
     #[test]
     fn a_chain_of_adapters_is_a_data_set() {
-        let numbers: Vec<i64> = (0..100).collect();
+        let numbers = set(0_i64..100);
         let chain = numbers
             .filter(|x| x % 3 == 0)
             .unwrap()
@@ -567,7 +589,7 @@ mod tests {
 
     #[test]
     fn batches_can_be_made_and_changed_by_functions() {
-        let sums = vec![1, 2, 3].collate_with(|items: Vec<i32>| Ok(items.iter().sum::<i32>()));
+        let sums = set([1, 2, 3]).collate_with(|items: Vec<i32>| Ok(items.iter().sum::<i32>()));
         assert_eq!(sums.collate(vec![1, 2]).unwrap(), 3);
         let doubled = sums.map_batch(|sum| Ok(2 * sum));
         assert_eq!((doubled.len(), item(&doubled, 0, 2)), (3, 3));
@@ -576,8 +598,8 @@ mod tests {
 
     #[test]
     fn taking_ends_where_it_says() {
-        let five = vec![0_u8; 9].take(5);
-        assert_eq!((five.len(), vec![0_u8; 3].take(5).len()), (5, 3));
+        let five = set([0_u8; 9]).take(5);
+        assert_eq!((five.len(), set([0_u8; 3]).take(5).len()), (5, 3));
         let error = five.get(5, &mut SampleCx::new(0, 0, 5)).unwrap_err();
         assert_eq!(error.what(), "index 5 is outside a data set of 5 samples");
     }
@@ -585,14 +607,14 @@ mod tests {
     #[test]
     fn filtering_names_the_sample_that_cannot_be_read() {
         let failing =
-            vec![1, 2].map(|x, _: &mut SampleCx| if x == 2 { Err(Error::msg("no")) } else { Ok(x) });
+            set([1, 2]).map(|x, _: &mut SampleCx| if x == 2 { Err(Error::msg("no")) } else { Ok(x) });
         let error = failing.filter(|_| true).unwrap_err();
         assert_eq!(error.place("sample"), Some("1"));
     }
 
     #[test]
     fn concatenation_passes_over_empty_data_sets_and_keeps_the_order() {
-        let all = ConcatDataset::new(vec![vec![], vec![1_i32, 2], vec![], vec![3], vec![]]).unwrap();
+        let all = ConcatDataset::new(vec![set([]), set([1_i32, 2]), set([]), set([3]), set([])]).unwrap();
         assert_eq!(all.len(), 3);
         let items: Vec<_> = (0..3).map(|index| item(&all, 0, index)).collect();
         assert_eq!(
@@ -601,14 +623,14 @@ mod tests {
         );
         assert_eq!(all.collate([2, 0, 1].map(|at| items[at]).to_vec()).unwrap()[..], [3, 1, 2]);
         assert!(all.get(3, &mut SampleCx::new(0, 0, 3)).is_err());
-        let error = ConcatDataset::<Vec<i32>>::new(vec![]).unwrap_err();
+        let error = ConcatDataset::<VecDataset<i32>>::new(vec![]).unwrap_err();
         assert_eq!((error.code(), error.what()), (COMBINATION, "no data sets were given to be put together"));
     }
 
     #[test]
     fn an_error_in_a_part_of_a_batch_numbers_items_as_the_batch_does() {
         let row = |len| Array::from(vec![0_u8; len]);
-        let all = ConcatDataset::new(vec![vec![row(1)], vec![row(1), row(2)]]).unwrap();
+        let all = ConcatDataset::new(vec![set([row(1)]), set([row(1), row(2)])]).unwrap();
         let items = [1, 0, 2].map(|index| item(&all, 0, index)).to_vec();
         let error = all.collate(items).unwrap_err();
         let expected = "error[L0502]: the samples of a batch differ in shape\n  item 0    [1]\n  item 2    [2]\n  \
@@ -619,7 +641,7 @@ mod tests {
 
     #[test]
     fn an_error_names_data_set_and_index_below_a_concatenation() {
-        let failing = || vec![1, 2].map(|_, _: &mut SampleCx| Err::<i32, _>(Error::msg("no")));
+        let failing = || set([1, 2]).map(|_, _: &mut SampleCx| Err::<i32, _>(Error::msg("no")));
         fn concat<D: Dataset>(datasets: Vec<D>) -> ConcatDataset<D> {
             ConcatDataset::new(datasets).unwrap()
         }
@@ -633,7 +655,7 @@ mod tests {
     fn a_mixture_has_its_proportions_everywhere_and_repeats_nothing() {
         let weights = [0.5, 0.2, 0.0, 0.3];
         let mixed =
-            Mix::new(vec![vec![0_u8; 1000], vec![0; 77], vec![0; 5], vec![0; 1000]], &weights).unwrap();
+            Mix::new([1000, 77, 5, 1000].map(|length| set(vec![0_u8; length])).into(), &weights).unwrap();
         let mut counts = [0_usize; 4];
         for index in 0..mixed.len() {
             let (source, nth) = mixed.proportions.at(index as u64);
@@ -649,7 +671,7 @@ mod tests {
 
     #[test]
     fn the_epochs_of_a_mixture_walk_through_its_larger_data_sets() {
-        let mixed = Mix::new(vec![(0..10).collect::<Vec<i32>>(), (100..135).collect()], &[1.0, 1.0]).unwrap();
+        let mixed = Mix::new(vec![set(0..10), set(100..135)], &[1.0, 1.0]).unwrap();
         let seen = |epoch| {
             let items = (0..mixed.len()).map(|index| item(&mixed, epoch, index));
             items.filter(|drawn| drawn.source == 1).map(|drawn| drawn.item).collect::<Vec<_>>()
@@ -662,23 +684,24 @@ mod tests {
     #[test]
     fn impossible_mixtures_are_refused() {
         for weights in [&[1.0][..], &[1.0, -1.0], &[0.0, 0.0], &[1.0, f64::NAN], &[1.0, f64::INFINITY]] {
-            let error = vec![1].mix([vec![2]], weights).unwrap_err();
+            let error = set([1]).mix([set([2])], weights).unwrap_err();
             assert_eq!((error.code(), error.place("data sets")), (COMBINATION, Some("2")), "{weights:?}");
         }
-        let huge = vec![1].mix([vec![2]], &[f64::MAX, f64::MAX]).unwrap();
+        let huge = set([1]).mix([set([2])], &[f64::MAX, f64::MAX]).unwrap();
         assert_eq!(huge.len(), 2);
-        assert_eq!(vec![1].mix([vec![]], &[0.5, 0.5]).unwrap().len(), 1, "the half sample is the first's");
-        assert_eq!(Mix::new(vec![vec![1, 2]], &[3.0]).unwrap().len(), 2);
+        assert_eq!(set([1]).mix([set([])], &[0.5, 0.5]).unwrap().len(), 1, "the half sample is the first's");
+        assert_eq!(Mix::new(vec![set([1, 2])], &[3.0]).unwrap().len(), 2);
+        assert_eq!(set(0..100).mix([set(0..1000)], &[1.0, 3.0]).unwrap().len(), 401);
     }
 
     #[test]
     fn what_holds_no_function_survives_serialisation() {
         let mixed = ConcatDataset::new(vec![
-            vec![1, 2, 3].take(2).mix([vec![4, 5, 6].take(3)], &[1.0, 2.0]).unwrap(),
+            set([1, 2, 3]).take(2).mix([set([4, 5, 6]).take(3)], &[1.0, 2.0]).unwrap(),
         ])
         .unwrap();
         let bytes = postcard::to_allocvec(&mixed).unwrap();
-        let back: ConcatDataset<Mix<Take<Vec<i32>>>> = postcard::from_bytes(&bytes).unwrap();
+        let back: ConcatDataset<Mix<Take<VecDataset<i32>>>> = postcard::from_bytes(&bytes).unwrap();
         let items =
             |dataset: &ConcatDataset<_>| (0..dataset.len()).map(|i| item(dataset, 0, i)).collect::<Vec<_>>();
         assert_eq!(items(&back), items(&mixed));

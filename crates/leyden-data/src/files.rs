@@ -1,13 +1,18 @@
 //! What readers of files share: reading at a place, noticing that a file has changed, and paths that need not be text.
 
+pub(crate) mod csv;
 #[cfg(feature = "image")]
 pub(crate) mod image_folder;
+pub(crate) mod safetensors;
+pub(crate) mod tar;
 
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use leyden_process::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -46,18 +51,54 @@ impl Indexed {
         &self.path
     }
 
-    /// Fills `room` from `offset` on.
+    /// Fills `room` from `offset` of the open file on.
     pub(crate) fn read_at(&self, file: &File, room: &mut [u8], offset: u64) -> Result<()> {
-        use std::os::unix::fs::FileExt as _;
-        file.read_exact_at(room, offset).map_err(|error| unreadable(self.path(), &error).at("offset", offset))
+        file.read_exact_at(room, offset).map_err(|error| unreadable(&self.path, &error).at("offset", offset))
+    }
+}
+
+/// An indexed file that is read at places, by many threads at once; opened when it is first read in a process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Reader {
+    indexed: Indexed,
+    #[serde(skip)]
+    file: OnceLock<File>,
+}
+
+impl Reader {
+    pub(crate) fn new(indexed: Indexed) -> Self {
+        Self { indexed, file: OnceLock::new() }
     }
 
-    /// The bytes from `offset` on, of which the index says that they are there.
-    pub(crate) fn bytes_at(&self, file: &File, offset: u64, length: u64) -> Result<Vec<u8>> {
-        // Not more than the file had, whatever a damaged index says.
-        let mut bytes = vec![0; length.min(self.length) as usize];
-        self.read_at(file, &mut bytes, offset)?;
+    pub(crate) fn indexed(&self) -> &Indexed {
+        &self.indexed
+    }
+
+    /// Fills `room` from `offset` on.
+    pub(crate) fn read_at(&self, room: &mut [u8], offset: u64) -> Result<()> {
+        let file = match self.file.get() {
+            Some(file) => file,
+            // Two threads may both open it; one of the two is closed.
+            None => {
+                let file = self.indexed.reopen()?;
+                self.file.get_or_init(|| file)
+            }
+        };
+        self.indexed.read_at(file, room, offset)
+    }
+
+    /// The bytes from `offset` on.
+    pub(crate) fn bytes_at(&self, offset: u64, length: u64) -> Result<Vec<u8>> {
+        // Not more than the file had, whatever an index says.
+        let mut bytes = vec![0; length.min(self.indexed.length) as usize];
+        self.read_at(&mut bytes, offset)?;
         Ok(bytes)
+    }
+}
+
+impl Clone for Reader {
+    fn clone(&self) -> Self {
+        Self::new(self.indexed.clone())
     }
 }
 
@@ -69,6 +110,13 @@ fn open(path: &Path) -> Result<(File, u64)> {
         return Err(of(io::ErrorKind::IsADirectory.into()));
     }
     Ok((file, metadata.len()))
+}
+
+/// Writes a file anew. To shorten one in place makes some file systems wait for the disk.
+#[cfg(test)]
+pub(crate) fn rewrite(path: &Path, bytes: &[u8]) {
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, bytes).unwrap();
 }
 
 /// Damaged copies of a file, the same each time: cut anywhere, or with a few bytes changed.

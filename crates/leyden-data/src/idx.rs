@@ -17,6 +17,7 @@ use flate2::bufread::MultiGzDecoder;
 use leyden_process::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::array::Array;
 use crate::codes::{
     IDX_ELEMENT, IDX_GZIP, IDX_MAGIC, IDX_PAIR, IDX_SIZE, IDX_TRAILING, IDX_TRUNCATED, IDX_UNREADABLE,
 };
@@ -58,14 +59,12 @@ impl IdxArray {
 }
 
 /// Images and labels of a batch.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ImageBatch {
-    /// Grey values divided by the data set's scale, in C order of `shape`.
-    pub pixels: Vec<f32>,
-    /// Batch, height, width.
-    pub shape: [usize; 3],
-    /// The class of each image.
-    pub labels: Vec<i64>,
+    /// Grey values divided by the data set's scale: `[batch, height, width]`.
+    pub images: Array<f32>,
+    /// The class of each image: `[batch]`.
+    pub labels: Array<i64>,
 }
 
 /// Grey images with labels, in memory: MNIST, Fashion-MNIST, KMNIST, or files of one's own. A clone shares the data.
@@ -236,13 +235,13 @@ impl Dataset for IdxImages {
     fn collate(&self, items: Vec<IdxItem>) -> Result<ImageBatch> {
         let [_, height, width] = self.data.shape;
         let size = height * width;
-        let mut pixels = Vec::with_capacity(items.len() * size);
-        for &IdxItem(index) in &items {
+        let mut images = Array::zeros(&[items.len(), height, width])?;
+        for (row, &IdxItem(index)) in images.rows_mut().zip(&items) {
             let image = &self.data.pixels[index * size..][..size];
-            pixels.extend(image.iter().map(|&grey| f32::from(grey) / self.divisor));
+            row.iter_mut().zip(image).for_each(|(value, &grey)| *value = f32::from(grey) / self.divisor);
         }
         let labels = items.iter().map(|&IdxItem(index)| i64::from(self.data.labels[index])).collect();
-        Ok(ImageBatch { pixels, shape: [items.len(), height, width], labels })
+        Ok(ImageBatch { images, labels })
     }
 }
 
@@ -608,10 +607,10 @@ mod tests {
         let size = (images.len(), images.height(), images.width(), images.classes());
         assert_eq!(size, (2, 2, 3, 8));
         let batch = images.collate(vec![IdxItem(1), IdxItem(0)]).unwrap();
-        assert_eq!((batch.shape, &batch.labels[..]), ([2, 2, 3], &[3, 7][..]));
+        assert_eq!((batch.images.shape(), &batch.labels[..]), (&[2, 2, 3][..], &[3, 7][..]));
         let expected = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 0.0, 51.0, 102.0, 153.0, 204.0, 255.0];
-        assert_eq!(batch.pixels, expected.map(|grey: f32| grey / 255.0));
-        assert_eq!(images.scale(1.0).collate(vec![IdxItem(0)]).unwrap().pixels, expected[6..]);
+        assert_eq!(batch.images[..], expected.map(|grey: f32| grey / 255.0));
+        assert_eq!(images.scale(1.0).collate(vec![IdxItem(0)]).unwrap().images[..], expected[6..]);
     }
 
     #[test]

@@ -69,4 +69,4 @@ impl StreamCx {
 /// Keeps streams apart from samples under the same seed and epoch.
 const STREAM: u64 = 0x7374_7265_616D;
 /// Keeps a stream apart from those that it is made of.
-const BELOW: u64 = 0x6265_6C6F_77;
+const BELOW: u64 = 0x0062_656C_6F77;

@@ -62,9 +62,9 @@ impl<T: Tensors> TensorDataset<T> {
     }
 }
 
-/// A sample, by its place: `collate` copies it once, straight into the batch.
+/// A sample, by its place: `collate` brings it straight into the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Row(usize);
+pub struct Row(pub(crate) usize);
 
 impl<T: Tensors> Dataset for TensorDataset<T> {
     type Item = Row;

@@ -53,9 +53,9 @@ pub mod supervise;
 #[cfg(target_os = "linux")]
 mod sys;
 #[cfg(target_os = "linux")]
-pub mod tombstone;
-#[cfg(target_os = "linux")]
 mod threads;
+#[cfg(target_os = "linux")]
+pub mod tombstone;
 #[cfg(target_os = "linux")]
 mod worker;
 #[cfg(target_os = "linux")]

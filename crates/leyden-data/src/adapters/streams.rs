@@ -436,7 +436,7 @@ mod tests {
         );
         assert_eq!(chain.collate(vec![heads[2], heads[0], heads[1]]).unwrap()[..], [100, 0, 0]);
         assert!(chain.stream(3, StreamCx::new(0, 0, 3)).is_err());
-        assert!(ChainDataset::new(vec![counting(1, 1); 0]).is_err());
+        assert!(ChainDataset::new([counting(1, 1)][1..].to_vec()).is_err());
     }
 
     #[test]
