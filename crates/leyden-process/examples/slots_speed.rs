@@ -2,15 +2,15 @@
 //!
 //! `cargo run --release -p leyden-process --example slots_speed`
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(leyden_portable)]
 fn main() {}
 
-#[cfg(target_os = "linux")]
+#[cfg(not(leyden_portable))]
 fn main() -> leyden_process::Result<()> {
     linux::main()
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(not(leyden_portable))]
 mod linux {
     use std::collections::VecDeque;
     use std::thread;

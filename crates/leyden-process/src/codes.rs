@@ -67,3 +67,5 @@ pub const TASK_SILENT: Code = Code::new("P0305", exit::TRAINING_FAILED);
 pub const GUARDED: Code = Code::new("P0113", exit::CONFIGURATION);
 /// A process cannot be forked here.
 pub const FORK: Code = Code::new("P0114", exit::CONFIGURATION);
+/// This build's back end does not have what was asked for.
+pub const NOT_HERE: Code = Code::new("P0115", exit::CONFIGURATION);

@@ -172,6 +172,11 @@ impl Control {
         Ok(Got::Packet { tag, body: bytes, fds })
     }
 
+    /// For a poll: a message is there, or the other end is closed.
+    pub(crate) fn interests(&self) -> impl Iterator<Item = libc::pollfd> {
+        std::iter::once(sys::interest(self.as_fd(), libc::POLLIN))
+    }
+
     /// Whether the other end is closed. Messages may still be there.
     pub(crate) fn is_closed(&self) -> bool {
         matches!(sys::poll(&mut [sys::interest(self.as_fd(), 0)], Some(Instant::now())), Ok(true))

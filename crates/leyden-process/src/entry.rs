@@ -14,15 +14,18 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt;
 use std::fs;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use crate::codes::{NESTED, NO_ENTRY, NO_SELF, UNCONSUMED_ROLE};
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::image::{self, Image};
-use crate::{exit, guarded, sys, worker, zygote};
+#[cfg(target_os = "linux")]
+use crate::image::Image;
+#[cfg(not(leyden_portable))]
+use crate::zygote;
+use crate::{exit, guarded, image, sys, worker};
 
 /// What a process is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,7 +54,8 @@ pub fn role() -> Role {
 ///
 /// `P0101` in a process that Leyden started itself; `P0102` if Leyden is in a library instead of the executable (a
 /// `cdylib`, `-C prefer-dynamic`), where the function could not be found again; `P0103` if `/proc/self/exe` is missing,
-/// not executable, or another program: this one was started through a loader or an emulator.
+/// not executable, or another program: this one was started through a loader or an emulator. On systems other than
+/// Linux also if the program's file was replaced since the program started.
 pub fn preflight() -> Result<()> {
     refuse_nesting()?;
     can_start_again()
@@ -70,6 +74,7 @@ pub(crate) fn refuse_nesting() -> Result<()> {
 }
 
 /// In a process that was forked to be a worker.
+#[cfg(not(leyden_portable))]
 pub(crate) fn note_worker() {
     ROLE.store(Kind::Worker as u8, Ordering::Relaxed);
 }
@@ -92,16 +97,24 @@ pub fn fuse() {
 
 /// Fails unless the function at this address lies in the program itself.
 pub(crate) fn is_in_the_program(function: usize) -> Result<()> {
-    match Image::of_the_program() {
-        Some(image) if image.has_code_at(function) => Ok(()),
-        _ => Err(no_entry("the function of the job lies in a library")),
+    if image::is_in_the_program(function) {
+        Ok(())
+    } else {
+        Err(no_entry("the function of the job lies in a library"))
     }
 }
 
 /// The part of [`preflight`] that is also asked of processes that may only start a guard.
 pub(crate) fn can_start_again() -> Result<()> {
     static ANSWER: OnceLock<Result<()>> = OnceLock::new();
-    ANSWER.get_or_init(look).clone()
+    ANSWER.get_or_init(look).clone()?;
+    #[cfg(leyden_portable)]
+    if !image::file_is_unchanged() {
+        return Err(no_self("the program's own file has changed since the program started")
+            .why("a process that is started now would be another build: a compiler has written the file anew")
+            .hint("start the program again; or run a copy of it that nothing replaces"));
+    }
+    Ok(())
 }
 
 /// What a process that Leyden starts is to be.
@@ -112,17 +125,24 @@ pub(crate) enum Kind {
     Worker = 1,
     /// Kills its process group when its parent is gone; see [`crate::guarded`].
     Guard,
-    /// Forks workers; see [`crate::zygote`].
+    /// Forks workers; see `zygote.rs`.
+    #[cfg(not(leyden_portable))]
     Zygote,
 }
 
 impl Kind {
-    const ALL: [Self; 3] = [Self::Worker, Self::Guard, Self::Zygote];
+    const ALL: &[Self] = &[
+        Self::Worker,
+        Self::Guard,
+        #[cfg(not(leyden_portable))]
+        Self::Zygote,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Worker => "worker",
             Self::Guard => "guard",
+            #[cfg(not(leyden_portable))]
             Self::Zygote => "zygote",
         }
     }
@@ -149,7 +169,7 @@ impl Cookie {
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(':');
         let kind = parts.next()?;
-        let kind = Kind::ALL.into_iter().find(|known| known.name() == kind)?;
+        let kind = *Kind::ALL.iter().find(|known| known.name() == kind)?;
         let depth = parts.next()?.parse().ok()?;
         let stdin = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         parts.next().is_none().then_some(Self { kind, depth, stdin })
@@ -180,11 +200,14 @@ type Constructor = extern "C" fn(c_int, *const *const c_char, *const *const c_ch
 /// Called by the C library before `main`, because it lies in this section. glibc passes the arguments of `main`; musl
 /// passes nothing, and nothing is read there.
 #[used]
-#[unsafe(link_section = ".init_array")]
+#[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
+#[cfg_attr(target_vendor = "apple", unsafe(link_section = "__DATA,__mod_init_func"))]
 static HOOK: Constructor = hook;
 
 extern "C" fn hook(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
     HOOK_RAN.store(true, Ordering::Relaxed);
+    #[cfg(leyden_portable)]
+    image::note_file();
     let Some(cookie) = take_cookie() else { return };
     if cookie.depth != DEEPEST {
         sys::exit_now(exit::CONFIGURATION);
@@ -196,9 +219,10 @@ extern "C" fn hook(argc: c_int, argv: *const *const c_char, envp: *const *const 
         // It runs no code of the program, and must outlive us by the moment that it needs to kill its group.
         Kind::Guard => guarded::guard(&control),
         Kind::Worker => worker::run,
+        #[cfg(not(leyden_portable))]
         Kind::Zygote => zygote::run,
     };
-    worker::arm(&control);
+    let control = worker::arm(control);
     run_later_constructors(argc, argv, envp);
     work(control)
 }
@@ -225,42 +249,68 @@ fn take_cookie() -> Option<Cookie> {
     cookie
 }
 
-/// Moves the control socket off stdin, puts `/dev/null` there, and closes everything else that was inherited. Runs
-/// before the constructors that may open files of their own.
+/// Moves what the process talks through off stdin and stdout, and closes everything else that was inherited. Runs before
+/// the constructors that may open files of their own.
+#[cfg(not(leyden_portable))]
 fn clean_up_inheritance() -> Control {
-    const PLACE: RawFd = 3;
+    let control = move_away(0, FIRST);
+    silence_stdin();
+    close_from(FIRST + 1);
+    Control::new(control)
+}
+
+/// As on Linux; and what the program prints must not get between the frames on stdout.
+#[cfg(leyden_portable)]
+fn clean_up_inheritance() -> Control {
+    let (read, write) = (move_away(0, FIRST), move_away(1, FIRST + 1));
+    silence_stdin();
+    // SAFETY: dup2 replaces a standard descriptor, which everybody expects to be replaced.
+    unsafe { libc::dup2(2, 1) };
+    close_from(FIRST + 2);
+    Control::new(read, write).unwrap_or_else(|_| sys::exit_now(exit::CONFIGURATION))
+}
+
+/// Behind the standard descriptors.
+const FIRST: RawFd = 3;
+
+/// Gives an inherited descriptor another number; what had that is closed.
+fn move_away(from: RawFd, to: RawFd) -> OwnedFd {
     // SAFETY: before `main`, nothing in this process owns a descriptor but the standard ones: what is closed and
-    // replaced here was inherited. Descriptor 0 is the control socket, as the cookie's inode has shown.
-    let control = unsafe {
-        if libc::dup3(0, PLACE, libc::O_CLOEXEC) < 0 {
+    // replaced here was inherited. `from` is what the cookie says it is, or stdout, which then came with it.
+    unsafe {
+        if libc::dup2(from, to) < 0 || libc::fcntl(to, libc::F_SETFD, libc::FD_CLOEXEC) < 0 {
             sys::exit_now(exit::CONFIGURATION);
         }
-        OwnedFd::from_raw_fd(PLACE)
-    };
-    if let Ok(null) = fs::File::open("/dev/null") {
-        let null = null.into_raw_fd();
-        // SAFETY: as above; the file opened here stays open only as stdin.
-        unsafe {
-            libc::dup2(null, 0);
-            libc::close(null);
-        }
-    } else {
-        // SAFETY: as above. Without /dev/null, stdin is closed rather than the control socket.
-        unsafe { libc::close(0) };
+        OwnedFd::from_raw_fd(to)
     }
-    close_from(PLACE + 1);
-    Control::new(control)
+}
+
+/// Puts `/dev/null` in the place of stdin. Without one stdin is closed rather than what it was.
+fn silence_stdin() {
+    let null = fs::File::open("/dev/null").map(IntoRawFd::into_raw_fd);
+    // SAFETY: as for `move_away`; the file that was opened stays open only as stdin.
+    unsafe {
+        match null {
+            Ok(null) => {
+                libc::dup2(null, 0);
+                libc::close(null);
+            }
+            Err(_) => drop(libc::close(0)),
+        }
+    }
 }
 
 /// Closes all descriptors from `first` on.
 fn close_from(first: RawFd) {
+    const OPEN: &str = if cfg!(target_os = "linux") { "/proc/self/fd" } else { "/dev/fd" };
     // SAFETY: the callers own every descriptor from there on: see `clean_up_inheritance`.
     unsafe {
+        #[cfg(target_os = "linux")]
         if libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) == 0 {
             return;
         }
-        // Kernels before 5.9.
-        let open: Vec<RawFd> = fs::read_dir("/proc/self/fd")
+        // Other systems, and kernels before 5.9.
+        let open: Vec<RawFd> = fs::read_dir(OPEN)
             .into_iter()
             .flatten()
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -272,7 +322,7 @@ fn close_from(first: RawFd) {
 }
 
 /// Calls the program's constructors that come after ours: C++ statics, other crates' hooks. A function of the program
-/// may count on them.
+/// may count on them. On Apple's systems the linker does not say which those are, and they are not called.
 fn run_later_constructors(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
     let after_ours = (&raw const HOOK).addr() + size_of::<Constructor>();
     let end = end_of_constructors();
@@ -294,9 +344,10 @@ fn run_later_constructors(argc: c_int, argv: *const *const c_char, envp: *const 
 /// The address behind the program's last constructor, or 0 if the linker does not say. The reference is weak, because
 /// GNU ld does not define the symbol in shared libraries, and one that holds this crate must still load.
 fn end_of_constructors() -> usize {
+    #[cfg(not(target_vendor = "apple"))]
     let end: usize;
     // SAFETY: the instructions read an address from the global offset table, and change nothing else.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(target_vendor = "apple")))]
     unsafe {
         std::arch::asm!(
             ".weak __init_array_end",
@@ -306,7 +357,7 @@ fn end_of_constructors() -> usize {
         );
     }
     // SAFETY: as above.
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(all(target_arch = "aarch64", not(target_vendor = "apple")))]
     unsafe {
         std::arch::asm!(
             ".weak __init_array_end",
@@ -316,6 +367,8 @@ fn end_of_constructors() -> usize {
             options(nostack, preserves_flags),
         );
     }
+    #[cfg(target_vendor = "apple")]
+    let end = 0;
     end
 }
 
@@ -323,13 +376,20 @@ fn look() -> Result<()> {
     if !HOOK_RAN.load(Ordering::Relaxed) {
         return Err(no_entry("its constructor did not run"));
     }
+    if !image::is_in_the_program(hook as *const () as usize) || !image::anchor_is_in_the_program() {
+        return Err(no_entry("it lies in a library, which another process may have elsewhere"));
+    }
+    #[cfg(target_os = "linux")]
+    is_its_own_program()?;
+    Ok(())
+}
+
+/// Whether what the kernel would start again is this program.
+#[cfg(target_os = "linux")]
+fn is_its_own_program() -> Result<()> {
     let Some(program) = Image::of_the_program() else {
         return Err(no_entry("the program's image was not found in memory"));
     };
-    if !program.has_code_at(hook as *const () as usize) || !image::anchor_is_in_the_program() {
-        return Err(no_entry("it lies in a library, which another process may have elsewhere"));
-    }
-
     let itself = fs::read_link("/proc/self/exe").map_err(|error| {
         no_self("the program's own file is not known").at("file", "/proc/self/exe").because(&error)
     })?;
@@ -353,6 +413,7 @@ fn look() -> Result<()> {
 }
 
 /// The path of the file that is mapped at this address.
+#[cfg(target_os = "linux")]
 fn file_mapped_at(address: usize) -> Option<String> {
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
     maps.lines().find_map(|line| {
@@ -399,6 +460,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(not(target_vendor = "apple"))]
     fn the_constructors_end_is_known() {
         assert!(end_of_constructors() >= (&raw const HOOK).addr() + size_of::<Constructor>());
     }

@@ -1,11 +1,15 @@
 //! The program's own image in memory: where its code is, and which build it is.
 
+#[cfg(target_os = "linux")]
 use std::ffi::{c_int, c_void};
+#[cfg(target_os = "linux")]
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
+#[cfg(any(target_os = "linux", leyden_portable))]
 use std::sync::OnceLock;
 
 /// The main executable, as it lies in this process.
+#[cfg(target_os = "linux")]
 pub(crate) struct Image {
     /// Where its program headers are; in its file's first page.
     pub(crate) headers: usize,
@@ -13,6 +17,7 @@ pub(crate) struct Image {
     build_id: Option<Vec<u8>>,
 }
 
+#[cfg(target_os = "linux")]
 impl Image {
     /// The main executable's; libraries have others.
     pub(crate) fn of_the_program() -> Option<&'static Self> {
@@ -35,12 +40,44 @@ impl Image {
 
 /// What tells two builds of a program apart: the linker's build id or, where there is none, which file it is.
 pub(crate) fn build() -> Vec<u8> {
+    #[cfg(target_os = "linux")]
     if let Some(id) = Image::of_the_program().and_then(|image| image.build_id.clone()) {
         return id;
     }
-    let Ok(file) = std::fs::metadata("/proc/self/exe") else { return Vec::new() };
-    let facts = [file.dev(), file.ino(), file.size(), file.mtime() as u64, file.mtime_nsec() as u64];
-    facts.iter().flat_map(|fact| fact.to_le_bytes()).collect()
+    #[cfg(leyden_portable)]
+    let facts = FILE.get().copied().flatten();
+    #[cfg(not(leyden_portable))]
+    let facts = facts_of("/proc/self/exe".as_ref());
+    facts.into_iter().flatten().flat_map(u64::to_le_bytes).collect()
+}
+
+/// What tells a file from one that takes its place.
+type Facts = [u64; 5];
+
+fn facts_of(path: &std::path::Path) -> Option<Facts> {
+    let file = std::fs::metadata(path).ok()?;
+    Some([file.dev(), file.ino(), file.size(), file.mtime() as u64, file.mtime_nsec() as u64])
+}
+
+/// The program's file when the program started.
+#[cfg(leyden_portable)]
+static FILE: OnceLock<Option<Facts>> = OnceLock::new();
+
+#[cfg(leyden_portable)]
+fn file() -> Option<Facts> {
+    facts_of(&std::env::current_exe().ok()?)
+}
+
+/// Keeps in mind which file the program was started from: its path may lead to another one later.
+#[cfg(leyden_portable)]
+pub(crate) fn note_file() {
+    FILE.get_or_init(file);
+}
+
+/// Whether the program's path still leads to the file that it was started from.
+#[cfg(leyden_portable)]
+pub(crate) fn file_is_unchanged() -> bool {
+    file().is_some_and(|now| FILE.get() == Some(&Some(now)))
 }
 
 /// How far a function is from a fixed one of this crate: the same in every process of one build, wherever the image
@@ -52,7 +89,25 @@ pub(crate) fn offset_of(function: usize) -> i64 {
 /// Where the function with this offset is, if that is code of the program.
 pub(crate) fn function_at(offset: i64) -> Option<usize> {
     let address = (anchor as *const () as usize).wrapping_add(offset as usize);
-    Image::of_the_program()?.has_code_at(address).then_some(address)
+    is_in_the_program(address).then_some(address)
+}
+
+/// Whether the address is one of the program's code, and of no library's. Where the system does not say, equal builds are
+/// all that vouches for it.
+pub(crate) fn is_in_the_program(address: usize) -> bool {
+    #[cfg(target_os = "linux")]
+    return Image::of_the_program().is_some_and(|image| image.has_code_at(address));
+    #[cfg(target_vendor = "apple")]
+    return {
+        // SAFETY: an all-zero `Dl_info` is an empty one, which dladdr fills; the program is image 0, and there always.
+        unsafe {
+            let mut found: libc::Dl_info = std::mem::zeroed();
+            let known = libc::dladdr(std::ptr::with_exposed_provenance(address), &mut found) != 0;
+            known && found.dli_fbase.addr() == _dyld_get_image_header(0).addr()
+        }
+    };
+    #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+    return address != 0;
 }
 
 /// Whether the fixed function itself is in the program and not in a library.
@@ -66,6 +121,7 @@ fn anchor() {
     std::hint::black_box(());
 }
 
+#[cfg(target_os = "linux")]
 unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, found: *mut c_void) -> c_int {
     // SAFETY: the C library gives a valid `info`; `found` is what `of_the_program` passed.
     let (info, found) = unsafe { (&*info, &mut *found.cast::<Option<Image>>()) };
@@ -103,6 +159,7 @@ unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, found: *mut 
 }
 
 /// The description of the note named `GNU` with type 3.
+#[cfg(target_os = "linux")]
 fn gnu_build_id(mut notes: &[u8], align: usize) -> Option<Vec<u8>> {
     const NT_GNU_BUILD_ID: usize = 3;
     let align = align.clamp(4, 8);

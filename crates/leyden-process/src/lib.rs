@@ -15,51 +15,50 @@ compile_error!("leyden runs on Linux; other Unix systems build, anything else is
 
 pub mod allocator;
 pub mod attach;
-#[cfg(target_os = "linux")]
 mod available;
 pub mod clock;
 pub mod codes;
 pub mod contain;
-#[cfg(target_os = "linux")]
+#[cfg(not(leyden_portable))]
 mod control;
-#[cfg(target_os = "linux")]
 pub mod entry;
 pub mod error;
 pub mod exit;
-#[cfg(target_os = "linux")]
+#[cfg(not(leyden_portable))]
 pub mod futex;
-#[cfg(target_os = "linux")]
 pub mod guarded;
-#[cfg(target_os = "linux")]
 mod image;
-#[cfg(target_os = "linux")]
+#[cfg(not(leyden_portable))]
 pub mod memory;
-#[cfg(all(target_os = "linux", not(all(test, loom))))]
+#[cfg(not(any(leyden_portable, all(test, loom))))]
 pub mod pool;
-#[cfg(target_os = "linux")]
+#[cfg(leyden_portable)]
+mod portable;
+#[cfg(not(leyden_portable))]
 mod protocol;
-#[cfg(target_os = "linux")]
+mod region;
 pub mod shared;
 pub mod signal;
 // Its words lie in shared memory, where the model's own cannot.
-#[cfg(all(target_os = "linux", not(all(test, loom))))]
+#[cfg(not(any(leyden_portable, all(test, loom))))]
 pub mod slots;
-#[cfg(target_os = "linux")]
 pub mod spawn;
-#[cfg(target_os = "linux")]
 mod stderr;
-#[cfg(target_os = "linux")]
 pub mod supervise;
-#[cfg(target_os = "linux")]
 mod sys;
-#[cfg(target_os = "linux")]
+#[cfg(not(all(test, loom)))]
+mod tasks;
 mod threads;
-#[cfg(target_os = "linux")]
+#[cfg(not(leyden_portable))]
 pub mod tombstone;
-#[cfg(target_os = "linux")]
 mod worker;
-#[cfg(target_os = "linux")]
+#[cfg(not(leyden_portable))]
 mod zygote;
+
+#[cfg(leyden_portable)]
+use portable::control;
+#[cfg(leyden_portable)]
+pub use portable::{memory, pool, slots};
 
 pub use contain::{Panic, contain};
 pub use error::{Code, Error, Result};

@@ -2,7 +2,8 @@
 //!
 //! A [`Shared`] slice lies in a sealed file without a name, mapped for reading. Serialised between
 //! [`collect`](crate::attach::collect) and [`provide`](crate::attach::provide) it travels as a descriptor, and the
-//! other process maps the same pages; serialised elsewhere, into a file say, it travels by its contents.
+//! other process maps the same pages; serialised elsewhere, into a file say, it travels by its contents. On systems
+//! other than Linux it lies on the heap, and always travels by its contents: each process has a copy.
 //!
 //! A data set that holds its samples, labels or file names in these is sent to any number of worker processes in
 //! microseconds and is in memory once. PyTorch's data sets are copied into each worker, unless they hold tensors or
@@ -10,11 +11,8 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::File;
-use std::io::Write as _;
 use std::marker::PhantomData;
 use std::ops::{Deref, Index};
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,8 +22,14 @@ use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 
-use crate::memory::{self, Access, Map, available_bytes, foreign};
-use crate::{Error, Result, attach, codes};
+use crate::memory::available_bytes;
+use crate::{Error, Result, codes};
+
+#[cfg_attr(leyden_portable, path = "shared/heap.rs")]
+#[cfg_attr(not(leyden_portable), path = "shared/file.rs")]
+mod store;
+
+use store::{Sealed, Store};
 
 /// An immutable `[T]` that any number of processes share. Clones are the same slice.
 ///
@@ -39,13 +43,6 @@ use crate::{Error, Result, attach, codes};
 pub struct Shared<T: Pod> {
     sealed: Arc<Sealed>,
     items: PhantomData<T>,
-}
-
-/// A file that nobody can change any more, and where it is mapped.
-struct Sealed {
-    map: Map,
-    fd: OwnedFd,
-    bytes: usize,
 }
 
 impl<T: Pod> Shared<T> {
@@ -80,24 +77,18 @@ impl<T: Pod> Shared<T> {
         filling.seal()
     }
 
-    /// Maps what another process has sealed.
-    fn open(fd: OwnedFd, bytes: usize) -> Result<Self> {
-        let size = memory::sealed_size(fd.as_fd(), SEALS)?;
-        if size < bytes {
-            return Err(foreign(&format!("it has {size} bytes of {bytes}")));
+    /// What was sealed, here or by another process.
+    fn of(sealed: Sealed) -> Result<Self> {
+        let (bytes, item) = (sealed.bytes().len(), size_of::<T>());
+        if item == 0 || !bytes.is_multiple_of(item) {
+            return Err(Error::new(codes::FOREIGN_DESCRIPTOR, "shared data is not what it was taken for")
+                .why(format!("{bytes} bytes are not items of {item} bytes")));
         }
-        if size_of::<T>() == 0 || !bytes.is_multiple_of(size_of::<T>()) {
-            return Err(foreign(&format!("{bytes} bytes are not items of {} bytes", size_of::<T>())));
-        }
-        let map = Map::new(fd.as_fd(), bytes.max(1), Access::Read)?;
-        Ok(Self { sealed: Arc::new(Sealed { map, fd, bytes }), items: PhantomData })
+        Ok(Self { sealed: Arc::new(sealed), items: PhantomData })
     }
 
     fn bytes(&self) -> &[u8] {
-        let Sealed { map, bytes, .. } = &*self.sealed;
-        // SAFETY: so many bytes are mapped while `sealed` lives, and the seals keep everybody from writing to them
-        // and from cutting them off.
-        unsafe { std::slice::from_raw_parts(map.base().as_ptr(), *bytes) }
+        self.sealed.bytes()
     }
 }
 
@@ -105,7 +96,7 @@ impl<T: Pod> Deref for Shared<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // A mapping begins at a page, and its length was compared with the size of an item: this cannot fail.
+        // Its bytes begin at a page or a cache line, and their number was compared with the size of an item: this cannot fail.
         bytemuck::cast_slice(self.bytes())
     }
 }
@@ -139,9 +130,8 @@ enum Travelling<B> {
 
 impl<T: Pod> Serialize for Shared<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let Sealed { fd, bytes, .. } = &*self.sealed;
-        match attach::attach(fd.as_fd()) {
-            Some(number) => Travelling::<Bytes<&[u8]>>::Attached { number, bytes: *bytes as u64 },
+        match self.sealed.attach() {
+            Some(number) => Travelling::<Bytes<&[u8]>>::Attached { number, bytes: self.bytes().len() as u64 },
             None => Travelling::Contents { item_bytes: size_of::<T>() as u64, bytes: Bytes(self.bytes()) },
         }
         .serialize(serializer)
@@ -153,9 +143,9 @@ impl<'de, T: Pod> Deserialize<'de> for Shared<T> {
         let of_error = |error: Error| de::Error::custom(format!("{error:?}"));
         match Travelling::<Bytes<Vec<u8>>>::deserialize(deserializer)? {
             Travelling::Attached { number, bytes } => {
-                let fd = attach::attached(number)
+                let sealed = Sealed::attached(number, usize::try_from(bytes).map_err(de::Error::custom)?)
                     .ok_or_else(|| de::Error::custom(format!("descriptor {number} did not come along")))?;
-                Self::open(fd, usize::try_from(bytes).map_err(de::Error::custom)?).map_err(of_error)
+                sealed.and_then(Self::of).map_err(of_error)
             }
             Travelling::Contents { item_bytes, bytes: Bytes(bytes) } => {
                 if item_bytes != size_of::<T>() as u64 {
@@ -357,21 +347,20 @@ impl Pieces {
     }
 }
 
-/// A file that is being written, before its seal.
+/// What is being written, before its seal.
 struct Filling {
-    file: File,
+    store: Store,
     bytes: u64,
 }
 
 impl Filling {
     fn new() -> Result<Self> {
-        Ok(Self { file: memory::create("leyden-shared", 0)?.into(), bytes: 0 })
+        Ok(Self { store: Store::new()?, bytes: 0 })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         for bytes in bytes.chunks(STEP) {
             let after = self.bytes + bytes.len() as u64;
-            memory::check_file_size(after)?;
             let available = available_bytes();
             if bytes.len() as u64 > available {
                 return Err(Error::new(codes::OVER_BUDGET, "there is no memory for shared data")
@@ -379,28 +368,16 @@ impl Filling {
                     .at("available", format!("{available} bytes, by the machine and its memory cgroups"))
                     .hint("share less: file names or offsets instead of contents; or give the program more memory"));
             }
-            self.file.write_all(bytes).map_err(|error| {
-                Error::new(codes::NO_SHARED_MEMORY, "shared data could not be written").why(error)
-            })?;
+            self.store.append(bytes, after)?;
             self.bytes = after;
         }
         Ok(())
     }
 
     fn seal<T: Pod>(self) -> Result<Shared<T>> {
-        let Self { file, bytes } = self;
-        // A mapping has at least one byte.
-        file.set_len(bytes.max(1)).map_err(|error| {
-            Error::new(codes::NO_SHARED_MEMORY, "shared data could not be cut").why(error)
-        })?;
-        let fd = OwnedFd::from(file);
-        memory::seal(fd.as_fd(), SEALS)?;
-        Shared::open(fd, usize::try_from(bytes).map_err(|_| foreign("it is larger than the address space"))?)
+        Shared::of(self.store.seal(self.bytes)?)
     }
 }
-
-/// Nobody changes the bytes or their number, or takes these seals off.
-const SEALS: i32 = libc::F_SEAL_WRITE | libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
 
 /// Bytes gathered before they are written: a system call for each small item would cost more than the item.
 const CHUNK: usize = 64 << 10;
@@ -431,13 +408,14 @@ mod tests {
         }
     }
 
+    #[cfg(not(leyden_portable))]
     #[test]
     fn between_processes_a_data_set_travels_as_descriptors_and_is_there_once() {
         let ours = data_set();
-        let (bytes, fds) = attach::collect(|| postcard::to_stdvec(&ours).unwrap());
+        let (bytes, fds) = crate::attach::collect(|| postcard::to_stdvec(&ours).unwrap());
         assert!(bytes.len() < 100, "{} bytes travel", bytes.len());
         assert_eq!(fds.len(), 5, "the clone is the same file");
-        let theirs: DataSet = attach::provide(fds, || postcard::from_bytes(&bytes).unwrap());
+        let theirs: DataSet = crate::attach::provide(fds, || postcard::from_bytes(&bytes).unwrap());
         assert_eq!(theirs, ours);
         assert_eq!((theirs.labels.len(), theirs.labels[70_000]), (100_000, 70_000_u32 as u16));
         assert_ne!(theirs.labels.as_ptr(), ours.labels.as_ptr());
@@ -468,29 +446,5 @@ mod tests {
         let paths = data_set().paths;
         assert_eq!(paths[1].as_os_str().as_bytes(), b"not \xff UTF-8");
         assert_eq!((paths.iter().count(), paths.get(2)), (2, None));
-    }
-
-    #[test]
-    fn what_is_sealed_cannot_be_changed() {
-        let shared = Shared::from_slice(&[1_u8, 2]).unwrap();
-        let mut file = File::from(shared.sealed.fd.try_clone().unwrap());
-        assert!(file.write_all(b"x").is_err() && file.set_len(0).is_err());
-        assert!(Map::new(file.as_fd(), 2, Access::Write).is_err());
-        assert_eq!(*shared, [1, 2]);
-    }
-
-    #[test]
-    fn a_descriptor_that_is_not_sealed_or_too_short_or_missing_is_refused() {
-        let open = |fd: OwnedFd, bytes| Shared::<u32>::open(fd, bytes).unwrap_err().code();
-        let unsealed = memory::create("test", 8).unwrap();
-        assert_eq!(open(unsealed, 8), codes::FOREIGN_DESCRIPTOR);
-        let sealed = || Shared::from_slice(&[1_u32, 2]).unwrap().sealed.fd.try_clone().unwrap();
-        assert_eq!(open(sealed(), 12), codes::FOREIGN_DESCRIPTOR);
-        assert_eq!(open(sealed(), 6), codes::FOREIGN_DESCRIPTOR);
-        assert_eq!(Shared::<u32>::open(sealed(), 4).unwrap()[..], [1]);
-        let shared = Shared::from_slice(&[1_u8]).unwrap();
-        let (bytes, _) = attach::collect(|| postcard::to_stdvec(&shared).unwrap());
-        let alone = postcard::from_bytes::<Shared<u8>>(&bytes).unwrap_err();
-        assert_eq!(alone, postcard::Error::SerdeDeCustom);
     }
 }

@@ -6,12 +6,11 @@
 
 use std::any::type_name;
 use std::collections::VecDeque;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs;
+use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -19,16 +18,22 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::codes::{ARGUMENT, CONTROL, FORK, NO_HELLO, OTHER_BUILD, START};
-use crate::control::{Control, FDS_PER_MESSAGE, Got, Tag};
-use crate::entry::{self, Cookie, Kind};
+use crate::codes::{ARGUMENT, CONTROL, NO_HELLO, OTHER_BUILD, START};
+use crate::control::{Control, Got, Tag};
+use crate::entry::{self, Kind};
 use crate::error::{Error, Result};
-use crate::stderr::{Janitor, Tail, WORKING};
+#[cfg(leyden_portable)]
+use crate::portable::spawn as back_end;
+use crate::stderr::{Janitor, Tail};
 use crate::supervise::{self, BLIND, Cause, Ended, Process, said};
 use crate::sys::{self, Resource};
-use crate::worker::{self, Entry, Hello, Order, Work, read_argument, send_message};
-use crate::zygote::{Answer, Request};
+use crate::worker::{Entry, Hello, Work, send_message};
 use crate::{attach, image, threads};
+
+use back_end::{Source, There};
+#[cfg(not(leyden_portable))]
+#[path = "spawn/linux.rs"]
+mod back_end;
 
 pub use crate::control::LARGEST_MESSAGE;
 pub use crate::worker::{Parent, Received};
@@ -58,23 +63,6 @@ pub use crate::worker::{Parent, Received};
 #[derive(Clone)]
 pub struct Job(Arc<Source>);
 
-enum Source {
-    /// The zygote is started by the first [`Start::Zygote`].
-    Serialised {
-        entry: Entry,
-        argument: Argument,
-        zygote: Mutex<Option<Child>>,
-    },
-    InMemory(Arc<dyn Fn(Parent) -> Result<()> + Send + Sync>),
-}
-
-/// A value in memory that no process can change any more.
-struct Argument {
-    memory: File,
-    length: u64,
-    attached: Vec<OwnedFd>,
-}
-
 impl Job {
     /// Serialises `argument` for `function`, which must be a plain function or a closure that captures nothing.
     ///
@@ -99,8 +87,7 @@ impl Job {
         entry::preflight()?;
         let entry: Entry = read::<F, A>;
         entry::is_in_the_program(entry as *const () as usize)?;
-        let argument = Argument::serialise(argument)?;
-        Ok(Self(Arc::new(Source::Serialised { entry, argument, zygote: Mutex::new(None) })))
+        Ok(Self(Arc::new(Source::serialise(entry, argument)?)))
     }
 
     /// A job whose argument stays where it is: [`Start::Fork`] is the only way to run it, and gives the child a copy of
@@ -116,7 +103,7 @@ impl Job {
     {
         entry::refuse_nesting()?;
         let work = move |parent| function(Arc::clone(&argument), parent);
-        Ok(Self(Arc::new(Source::InMemory(Arc::new(work)))))
+        Ok(Self(Arc::new(Source::in_memory(Arc::new(work))?)))
     }
 
     /// Starts a process and runs the job in it; returns when the process has reported, which takes about a
@@ -128,41 +115,13 @@ impl Job {
     /// refuses, with its limits; `P0107` if the process does not report in time; `P0108` if it is of another build;
     /// `P0114` if it may not be forked. With [`Start::Zygote`] also what reading the argument gives.
     pub fn spawn(&self, options: &SpawnOptions<'_>) -> Result<Child> {
-        match (&*self.0, options.start) {
-            (Source::Serialised { entry, argument, .. }, Start::Exec) => execute(*entry, argument, options),
-            (Source::Serialised { entry, argument, zygote }, Start::Zygote) => {
-                spawn_from_zygote(*entry, argument, zygote, options)
-            }
-            (Source::Serialised { entry, argument, .. }, Start::Fork) => {
-                let (entry, length) = (*entry, argument.length as usize);
-                let memory =
-                    argument.memory.try_clone().map_err(|error| start_failed(&options.name, &error))?;
-                let attached = argument.attached.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>();
-                let attached: Vec<OwnedFd> = attached.map_err(|error| start_failed(&options.name, &error))?;
-                let work = move |parent| read_argument(entry, memory.as_fd(), length, attached)?(parent);
-                fork(Box::new(work), options)
-            }
-            (Source::InMemory(work), Start::Fork) => {
-                let work = Arc::clone(work);
-                fork(Box::new(move |parent| work(parent)), options)
-            }
-            (Source::InMemory(_), Start::Exec | Start::Zygote) => {
-                Err(Error::new(ARGUMENT, "the argument of a job cannot be handed over")
-                    .at("process", &options.name)
-                    .why("the job was made by `Job::in_memory`, which only a forked process can read")
-                    .hint("use `Start::Fork`, or `Job::new` with an argument that serialises"))
-            }
-        }
+        self.0.spawn(options)
     }
 }
 
 impl std::fmt::Debug for Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let bytes = match &*self.0 {
-            Source::Serialised { argument, .. } => Some(argument.length),
-            Source::InMemory(_) => None,
-        };
-        f.debug_struct("Job").field("argument_bytes", &bytes).finish_non_exhaustive()
+        f.debug_struct("Job").field("argument_bytes", &self.0.argument_bytes()).finish_non_exhaustive()
     }
 }
 
@@ -226,7 +185,7 @@ pub struct Child {
     name: String,
     /// `None` only while it is dropped.
     process: Option<Process>,
-    control: Control,
+    pub(crate) control: Control,
     tail: Arc<Tail>,
     /// Messages that were read while something else was waited for.
     inbox: VecDeque<Vec<u8>>,
@@ -310,7 +269,9 @@ impl Child {
                 return Ok(Received::TimedOut);
             }
             // Its end is waited for too: a process that it forked without an exec may hold the socket.
-            let _ = sys::poll(&mut self.interests(), Some(deadline));
+            let blind = self.pidfd().is_none();
+            let look_again = if blind { deadline.min(Instant::now() + BLIND) } else { deadline };
+            let _ = sys::poll(&mut self.interests(), Some(look_again));
             if self.process_mut().try_status().is_some() {
                 self.look();
                 self.closed = true;
@@ -341,7 +302,14 @@ impl Child {
         self.ended(Duration::ZERO)
     }
 
+    /// Whether it has ended, without reading what it said.
+    #[cfg(leyden_portable)]
+    pub(crate) fn is_dead(&mut self) -> bool {
+        self.process_mut().try_status().is_some()
+    }
+
     /// Whether it has ended, without taking note of how.
+    #[cfg(not(leyden_portable))]
     pub(crate) fn try_wait(&mut self) -> bool {
         self.look();
         self.has_ended()
@@ -388,9 +356,9 @@ impl Child {
     /// What a poll waits for that is to notice its end or a message that keeps it from ending.
     pub(crate) fn interests(&self) -> Vec<libc::pollfd> {
         let mail = !self.closed && self.inbox_bytes < INBOX_BYTES;
-        let mail = mail.then(|| sys::interest(self.control.as_fd(), libc::POLLIN));
+        let mail = mail.then(|| self.control.interests());
         let end = if self.has_ended() { None } else { self.process().interest() };
-        mail.into_iter().chain(end).collect()
+        mail.into_iter().flatten().chain(end).collect()
     }
 
     /// How it ended.
@@ -408,8 +376,16 @@ impl Child {
             let error = Error::new(CONTROL, "a message of a process was not read").because(&error);
             error.at("process", &self.name)
         })?;
+        if matches!(got, Got::TimedOut) {
+            return Ok(false);
+        }
+        self.note(got);
+        Ok(true)
+    }
+
+    /// Takes note of what it said.
+    pub(crate) fn note(&mut self, got: Got) {
         match got {
-            Got::TimedOut => return Ok(false),
             Got::Closed => self.closed = true,
             Got::Packet { tag: Tag::Message, body, .. } => {
                 self.inbox_bytes += body.len();
@@ -419,59 +395,11 @@ impl Child {
                 self.goodbye = Some(Error::from_wire(&body));
                 self.closed = true;
             }
-            Got::Packet { .. } => {}
-        }
-        Ok(true)
-    }
-
-    /// Sends a request with its descriptors; says whether somebody was there to take it.
-    fn request(
-        &self,
-        tag: Tag,
-        body: &[u8],
-        fds: &[BorrowedFd<'_>],
-        options: &SpawnOptions<'_>,
-    ) -> Result<bool> {
-        let deadline = sys::deadline(options.hello_timeout);
-        let sent = fds
-            .chunks(FDS_PER_MESSAGE)
-            .try_for_each(|fds| self.control.send(Tag::Descriptors, &[], fds, deadline))
-            .and_then(|()| self.control.send(tag, body, &[], deadline));
-        match sent {
-            Ok(()) => Ok(true),
-            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::TimedOut) => {
-                Ok(false)
-            }
-            Err(error) => Err(start_failed(&options.name, &error)),
+            _ => {}
         }
     }
 
-    fn order(&self, entry: Entry, argument: &Argument, options: &SpawnOptions<'_>) -> Result<()> {
-        let order = Order {
-            build: image::build(),
-            name: options.name.clone(),
-            entry: image::offset_of(entry as *const () as usize),
-            length: argument.length,
-            attached: argument.attached.len() as u32,
-            handed: options.fds.len() as u32,
-        };
-        let fds: Vec<BorrowedFd<'_>> = [argument.memory.as_fd()]
-            .into_iter()
-            .chain(argument.attached.iter().map(OwnedFd::as_fd))
-            .chain(options.fds.iter().copied())
-            .collect();
-        self.request(Tag::Start, &postcard::to_allocvec(&order)?, &fds, options).map(drop)
-    }
-
-    /// A zygote's answer.
-    fn forked(&self, deadline: Instant) -> Option<Answer> {
-        match self.control.receive(deadline) {
-            Ok(Got::Packet { tag: Tag::Forked, body, .. }) => postcard::from_bytes(&body).ok(),
-            _ => None,
-        }
-    }
-
-    fn expect_hello(&mut self, options: &SpawnOptions<'_>) -> Result<()> {
+    pub(crate) fn expect_hello(&mut self, options: &SpawnOptions<'_>) -> Result<()> {
         let got = self.control.receive(sys::deadline(options.hello_timeout));
         let why = match got {
             Ok(Got::Packet { tag: Tag::Hello, body, .. }) => {
@@ -563,74 +491,6 @@ fn value_of<F: Copy + 'static>(_: PhantomData<F>) -> F {
     unsafe { std::ptr::NonNull::<F>::dangling().read() }
 }
 
-impl Argument {
-    fn serialise<A: Serialize>(value: &A) -> Result<Self> {
-        let fail = |why: &dyn std::error::Error| {
-            Error::new(ARGUMENT, "the argument of a job cannot be serialised")
-                .at("type", type_name::<A>())
-                .why(why)
-        };
-        let memory = sys::memfd("leyden-argument").map_err(|error| fail(&error))?;
-        let mut writer = BufWriter::with_capacity(1 << 20, Bounded::new(&memory));
-        let (result, attached) = attach::collect(|| postcard::to_io(value, &mut writer).map(drop));
-        // The flavour's error says only that a write failed; the flush says why.
-        let flushed = writer.flush();
-        if let Some(error) = writer.get_mut().failed.take() {
-            return Err(fail(&error));
-        }
-        result
-            .map_err(|error| fail(&error).hint("the argument's `Serialize` must not fail or skip lengths"))?;
-        flushed.map_err(|error| fail(&error))?;
-        let length = writer.get_ref().written;
-        drop(writer);
-        sys::seal(&memory).map_err(|error| fail(&error))?;
-        Ok(Self { memory, length, attached })
-    }
-}
-
-/// Writes to memory up to the limit on files: beyond it the kernel would kill the process (SIGXFSZ).
-struct Bounded<'a> {
-    memory: &'a File,
-    written: u64,
-    limit: u64,
-    failed: Option<io::Error>,
-}
-
-impl<'a> Bounded<'a> {
-    fn new(memory: &'a File) -> Self {
-        let limit = sys::limit(Resource::FileSize).unwrap_or(u64::MAX);
-        Self { memory, written: 0, limit, failed: None }
-    }
-}
-
-impl Write for Bounded<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let result = if self.written + bytes.len() as u64 > self.limit {
-            let limit = self.limit;
-            Err(io::Error::other(format!(
-                "it is larger than the limit on files, {limit} bytes (`ulimit -f`)"
-            )))
-        } else {
-            self.memory.write(bytes)
-        };
-        match result {
-            Ok(count) => {
-                self.written += count as u64;
-                Ok(count)
-            }
-            Err(error) => {
-                let kind = error.kind();
-                self.failed = Some(error);
-                Err(kind.into())
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Starts the guard of another program.
 pub(crate) fn start_guard(options: &SpawnOptions<'_>) -> Result<Child> {
     let mut guard = launch(Kind::Guard, options)?;
@@ -638,163 +498,10 @@ pub(crate) fn start_guard(options: &SpawnOptions<'_>) -> Result<Child> {
     Ok(guard)
 }
 
-/// Starts this program again and sends it the job.
-fn execute(entry: Entry, argument: &Argument, options: &SpawnOptions<'_>) -> Result<Child> {
-    entry::preflight()?;
-    let mut child = launch(Kind::Worker, options)?;
-    // The order goes out before the child's first word, which it need not wait for. What became of an order that nobody
-    // took is said by the hello that does not come.
-    child.order(entry, argument, options)?;
-    child.expect_hello(options)?;
-    Ok(child)
-}
-
-/// Lets the job's zygote fork a worker; starts a zygote if there is none, or if it is gone.
-fn spawn_from_zygote(
-    entry: Entry,
-    argument: &Argument,
-    zygote: &Mutex<Option<Child>>,
-    options: &SpawnOptions<'_>,
-) -> Result<Child> {
-    entry::preflight()?;
-    let mut zygote = zygote.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    // One that was killed is noticed by asking it. A new one that is gone at once has a reason of its own.
-    if let Some(running) = &mut *zygote
-        && let Some(mut child) = fork_in(running, options)?
-    {
-        child.expect_hello(options)?;
-        return Ok(child);
-    }
-    // The old one is buried before the new one starts.
-    *zygote = None;
-    let new = zygote.insert(start_zygote(entry, argument, options)?);
-    let Some(mut child) = fork_in(new, options)? else {
-        let ended = new.ended(Duration::from_secs(1));
-        let why = ended.map_or("it does not answer".to_owned(), |ended| ended.to_string());
-        let error = Error::new(NO_HELLO, "a zygote is gone before it has started a process");
-        *zygote = None;
-        return Err(error.at("process", &options.name).why(why));
-    };
-    child.expect_hello(options)?;
-    Ok(child)
-}
-
-fn start_zygote(entry: Entry, argument: &Argument, options: &SpawnOptions<'_>) -> Result<Child> {
-    /// Reading an argument takes about a second for each GB; a stuck `Deserialize` must still be noticed.
-    const READING: Duration = Duration::from_secs(600);
-    let options = SpawnOptions {
-        name: format!("{} (zygote)", options.name),
-        fds: Vec::new(),
-        start: Start::Exec,
-        hello_timeout: options.hello_timeout,
-        forward_stderr: options.forward_stderr,
-    };
-    let mut zygote = launch(Kind::Zygote, &options)?;
-    zygote.order(entry, argument, &options)?;
-    zygote.expect_hello(&options)?;
-    let why = match zygote.control.receive(sys::deadline(READING)) {
-        Ok(Got::Packet { tag: Tag::Loaded, .. }) => return Ok(zygote),
-        Ok(Got::Packet { tag: Tag::Goodbye, body, .. }) => match Error::from_wire(&body) {
-            Some(error) => return Err(error.at_if_absent("process", &options.name)),
-            None => "it said goodbye".to_owned(),
-        },
-        Ok(Got::TimedOut) => {
-            format!(
-                "it has not read the argument in {READING:?}, and is {}",
-                supervise::evidence(zygote.pid())
-            )
-        }
-        _ => match zygote.ended(Duration::from_secs(1)) {
-            Some(ended) => format!("it was {ended}"),
-            None => "it closed its control socket".to_owned(),
-        },
-    };
-    let error = Error::new(NO_HELLO, "a zygote did not read the job's argument").at("process", &options.name);
-    Err(said(error.why(why), &zygote.stderr()))
-}
-
-/// Asks a zygote for a worker; nothing if the zygote is gone or does not answer, and then it is dead.
-fn fork_in(zygote: &mut Child, options: &SpawnOptions<'_>) -> Result<Option<Child>> {
-    let ends = Ends::new(options)?;
-    let request = Request { name: options.name.clone(), handed: options.fds.len() as u32 };
-    let fds: Vec<BorrowedFd<'_>> =
-        [ends.there.as_fd(), ends.stderr.as_fd()].into_iter().chain(options.fds.iter().copied()).collect();
-    let sent = zygote.request(Tag::Fork, &postcard::to_allocvec(&request)?, &fds, options)?;
-    let Ends { here, tail, .. } = ends;
-    let answer = if sent { zygote.forked(sys::deadline(options.hello_timeout)) } else { None };
-    match answer {
-        Some(Answer(Ok(pid))) => Ok(Some(Child::new(&options.name, Process::new(pid), here, tail))),
-        Some(Answer(Err(number))) => {
-            tail.close();
-            let error = start_failed(&options.name, &io::Error::from_raw_os_error(number));
-            let threads = number == libc::EDEADLK;
-            Err(if threads {
-                error.why("the argument's `Deserialize` has started threads in the zygote")
-            } else {
-                error
-            })
-        }
-        None => {
-            tail.close();
-            zygote.kill();
-            zygote.process_mut().status_until(sys::deadline(Duration::from_secs(1)));
-            // It may have forked, and been too slow to say so.
-            if let Some(Answer(Ok(pid))) = zygote.forked(Instant::now()) {
-                end(Process::new(pid));
-            }
-            Ok(None)
-        }
-    }
-}
-
-/// Forks this process.
-fn fork(work: Work, options: &SpawnOptions<'_>) -> Result<Child> {
-    entry::refuse_nesting()?;
-    let foreign = threads::foreign();
-    if !foreign.is_empty() {
-        return Err(Error::new(FORK, "this process has other threads and cannot be forked")
-            .at("process", &options.name)
-            .at("threads", foreign.join(", "))
-            .why("a lock that one of them holds would stay locked for ever in the new process")
-            .hint("use `Start::Exec`; or start processes before anything starts threads"));
-    }
-    let fail = |error: &io::Error| start_failed(&options.name, error);
-    let handed = options.fds.iter().map(BorrowedFd::try_clone_to_owned).collect::<io::Result<_>>();
-    let handed: Vec<OwnedFd> = handed.map_err(|error| fail(&error))?;
-    let Ends { here, there, tail, stderr } = Ends::new(options)?;
-    // What is buffered would be written twice.
-    let _ = io::stdout().flush();
-    let name = options.name.clone();
-    let forked = on_the_spawner(options.hello_timeout, move || {
-        let quiet = WORKING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        // SAFETY: of the threads that exist, the caller's waits for this one's answer, the janitor waits for the lock
-        // taken above or in poll, and there are no others: no lock of the C library or of Leyden is held.
-        match sys::check(unsafe { libc::fork() }.into())? {
-            0 => worker::after_fork(there, stderr, name, handed, work),
-            pid => {
-                drop(quiet);
-                Ok(Fresh(Some(Process::new(pid as i32))))
-            }
-        }
-    });
-    match forked {
-        Ok(mut fresh) => {
-            let process = fresh.0.take().expect("it was put there");
-            let mut child = Child::new(&options.name, process, here, tail);
-            child.expect_hello(options)?;
-            Ok(child)
-        }
-        Err(error) => {
-            tail.close();
-            Err(fail(&error))
-        }
-    }
-}
-
-/// What ties a process to this one: both ends of its control socket, and its stderr.
+/// What ties a process to this one: both ends of what they talk through, and its stderr.
 struct Ends {
     here: Control,
-    there: OwnedFd,
+    there: There,
     tail: Arc<Tail>,
     stderr: OwnedFd,
 }
@@ -802,25 +509,22 @@ struct Ends {
 impl Ends {
     fn new(options: &SpawnOptions<'_>) -> Result<Self> {
         let fail = |error: io::Error| start_failed(&options.name, &error);
-        let (here, there) = sys::socketpair().map_err(fail)?;
+        let (here, there) = There::connect().map_err(fail)?;
         let (read, stderr) = sys::pipe().map_err(fail)?;
         let tail = Tail::start(&options.name, read, options.forward_stderr).map_err(fail)?;
-        Ok(Self { here: Control::new(here), there, tail, stderr })
+        Ok(Self { here, there, tail, stderr })
     }
 }
 
 /// Starts this program again in a role.
-fn launch(kind: Kind, options: &SpawnOptions<'_>) -> Result<Child> {
+pub(crate) fn launch(kind: Kind, options: &SpawnOptions<'_>) -> Result<Child> {
     let Ends { here, there, tail, stderr } = Ends::new(options)?;
     let name = options.name.replace('\0', " ");
     let process = on_the_spawner(options.hello_timeout, move || {
-        let cookie = Cookie::new(kind, there.as_fd())
-            .ok_or_else(|| io::Error::other("the control socket has no inode"))?;
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0(name).env(entry::VARIABLE, cookie.to_string());
-        command.stdin(there).stdout(Stdio::inherit()).stderr(stderr);
+        let mut command = there.command(kind)?;
         // No `pre_exec`: it would copy this process's page tables, 40 ms for each resident GB.
-        command.process_group(0).spawn().map(|child| Fresh(Some(Process::new(child.id() as i32))))
+        let spawned = command.arg0(name).stderr(stderr).process_group(0).spawn();
+        spawned.map(|child| Fresh(Some(Process::new(child.id() as i32))))
     });
     match process {
         Ok(mut fresh) => {
@@ -882,7 +586,7 @@ fn on_the_spawner<T: Send + 'static>(
 }
 
 /// The system's refusal, with the limits that may be behind it.
-fn start_failed(name: &str, error: &io::Error) -> Error {
+pub(crate) fn start_failed(name: &str, error: &io::Error) -> Error {
     let failed = Error::new(START, "a process could not be started").at("process", name).because(error);
     let limit = |resource| sys::limit(resource).map_or("none".to_owned(), |limit| limit.to_string());
     match error.raw_os_error() {

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use crate::control::Held;
 use crate::supervise::Process;
-use crate::{sys, threads};
+use crate::sys::{self, Wake};
+use crate::threads;
 
 /// One process's stderr.
 pub(crate) struct Tail {
@@ -125,7 +126,7 @@ pub(crate) static WORKING: Mutex<()> = Mutex::new(());
 
 /// The thread that reads for everybody. It starts with the first process and never ends.
 pub(crate) struct Janitor {
-    wake: File,
+    wake: Wake,
     work: Mutex<Work>,
 }
 
@@ -145,7 +146,7 @@ impl Janitor {
             Some((process, running)) if process == std::process::id() => Ok(running),
             _ => {
                 let new: &'static Self =
-                    Box::leak(Box::new(Self { wake: sys::eventfd()?, work: Mutex::new(Work::default()) }));
+                    Box::leak(Box::new(Self { wake: Wake::new()?, work: Mutex::new(Work::default()) }));
                 threads::start("leyden-janitor", || new.run())?;
                 *janitor = Some((std::process::id(), new));
                 Ok(new)
@@ -164,14 +165,14 @@ impl Janitor {
     }
 
     fn wake(&self) {
-        let _ = (&self.wake).write_all(&1_u64.to_ne_bytes());
+        self.wake.wake();
     }
 
     fn run(&self) {
         loop {
             let working = WORKING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let _ = (&self.wake).read(&mut [0; 8]);
-            let mut interests = vec![sys::interest(self.wake.as_fd(), libc::POLLIN)];
+            self.wake.clear();
+            let mut interests = vec![self.wake.interest()];
             let tails: Vec<Arc<Tail>> = {
                 let mut work = self.work();
                 work.tails.retain(|tail| tail.upgrade().is_some_and(|tail| tail.state().pipe.is_some()));

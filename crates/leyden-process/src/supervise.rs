@@ -7,7 +7,9 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+#[cfg(target_os = "linux")]
+use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crate::codes::DIED;
@@ -252,8 +254,9 @@ impl Process {
 /// Asks the kernel whether a child has ended; reaps it unless `options` has WNOWAIT.
 fn wait(pid: i32, pidfd: Option<BorrowedFd<'_>>, options: i32) -> Option<Status> {
     let (kind, id) = match pidfd {
+        #[cfg(target_os = "linux")]
         Some(fd) => (libc::P_PIDFD, fd.as_raw_fd() as libc::id_t),
-        None => (libc::P_PID, pid as libc::id_t),
+        _ => (libc::P_PID, pid as libc::id_t),
     };
     loop {
         let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
@@ -347,11 +350,15 @@ pub struct Evidence {
     pub threads: Vec<(String, char)>,
 }
 
-/// Looks at a process.
+/// Looks at a process. On systems other than Linux nothing but whether there is one.
 pub fn evidence(pid: i32) -> Evidence {
     let read = |path: String| fs::read_to_string(path).unwrap_or_default();
     let root = format!("/proc/{pid}");
     let (_, state) = name_and_state(&read(format!("{root}/stat"))).unzip();
+    // Elsewhere all that is known is whether it is there.
+    // SAFETY: kill with signal 0 sends nothing.
+    #[cfg(not(target_os = "linux"))]
+    let state = state.or_else(|| (unsafe { libc::kill(pid, 0) } == 0).then_some('?'));
     let waits_in = read(format!("{root}/wchan"));
     let mut tasks: Vec<i32> = fs::read_dir(format!("{root}/task"))
         .into_iter()

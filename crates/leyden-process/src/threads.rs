@@ -1,9 +1,13 @@
 //! Threads of Leyden's own that live as long as the process, and those that are not Leyden's.
 
+#[cfg(not(leyden_portable))]
 use std::collections::BTreeSet;
+#[cfg(not(leyden_portable))]
 use std::fs;
 use std::io;
-use std::sync::{Mutex, MutexGuard, mpsc};
+use std::sync::mpsc;
+#[cfg(not(leyden_portable))]
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 /// Starts a thread that never ends, holds no lock while it waits, and so may be there when a process is forked.
@@ -12,6 +16,7 @@ pub(crate) fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Res
     const PATIENCE: Duration = Duration::from_secs(10);
     let (known, is_known) = mpsc::sync_channel(1);
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        #[cfg(not(leyden_portable))]
         ours().insert(current());
         // Nobody listens only if the caller has given up.
         let _ = known.send(());
@@ -21,6 +26,7 @@ pub(crate) fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Res
 }
 
 /// The names of the threads of this process that are neither the calling one nor Leyden's.
+#[cfg(not(leyden_portable))]
 pub(crate) fn foreign() -> Vec<String> {
     let (ours, own) = (ours(), current());
     let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
@@ -36,17 +42,19 @@ pub(crate) fn foreign() -> Vec<String> {
         .collect()
 }
 
+#[cfg(not(leyden_portable))]
 fn ours() -> MutexGuard<'static, BTreeSet<i32>> {
     static OURS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
     OURS.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+#[cfg(not(leyden_portable))]
 fn current() -> i32 {
     // SAFETY: gettid has no preconditions.
     unsafe { libc::syscall(libc::SYS_gettid) as i32 }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(leyden_portable)))]
 mod tests {
     use super::*;
 

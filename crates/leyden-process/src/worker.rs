@@ -4,20 +4,30 @@
 //! function is stuck in. The kernel's parent-death signal does the same, and both are there because each has holes: the
 //! signal is lost in a set-uid exec and on other systems, and the socket stays open while a stranger holds a copy.
 
-use std::ffi::CString;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
+#[cfg(not(leyden_portable))]
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::codes::{ARGUMENT, CONTROL, MESSAGE_SIZE, OTHER_BUILD, PANICKED, START};
+use crate::codes::{CONTROL, MESSAGE_SIZE, OTHER_BUILD, PANICKED, START};
 use crate::contain::{Panic, contain};
-use crate::control::{Control, Got, LARGEST_MESSAGE, Tag, release_all};
+use crate::control::{Control, Got, LARGEST_MESSAGE, Tag};
 use crate::error::{Error, Result};
-use crate::{entry, exit, image, sys};
+use crate::{exit, image, sys};
+
+#[cfg(not(leyden_portable))]
+mod linux;
+
+#[cfg(not(leyden_portable))]
+pub(crate) use linux::*;
+
+#[cfg(leyden_portable)]
+pub(crate) use crate::portable::worker::*;
 
 /// What came from the other process, or did not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +57,11 @@ pub struct Parent {
 impl Parent {
     fn new(control: &Arc<Control>, name: &str, fds: Vec<OwnedFd>) -> Self {
         Self { control: Arc::clone(control), fds, name: name.to_owned(), stop: Mutex::new(false) }
+    }
+
+    #[cfg(leyden_portable)]
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
     }
 
     /// The name that this process was started with.
@@ -83,7 +98,7 @@ impl Parent {
             Ok(Got::Packet { tag: Tag::Message, body, .. }) => Ok(Received::Message(body)),
             Ok(Got::TimedOut) => Ok(Received::TimedOut),
             // Whatever else comes asks to stop; an end of the socket ends the process anyhow.
-            Ok(Got::Packet { .. } | Got::Closed) => {
+            Ok(_) => {
                 *stop = true;
                 Ok(Received::Closed)
             }
@@ -92,6 +107,7 @@ impl Parent {
     }
 }
 
+#[cfg(not(leyden_portable))]
 impl AsFd for Parent {
     /// Readable when [`recv`](Self::recv) would not wait.
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -152,17 +168,6 @@ pub(crate) type Entry = fn(argument: &[u8], attached: Vec<OwnedFd>) -> Result<Wo
 /// A function that has its argument.
 pub(crate) type Work = Box<dyn FnOnce(Parent) -> Result<()> + Send>;
 
-/// Ties this process's life to its parent's: from here on it dies with it.
-pub(crate) fn arm(control: &Control) {
-    // SAFETY: prctl with PR_SET_PDEATHSIG takes a signal's number. It is armed for this thread, the main one, which
-    // lives as long as the process.
-    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    // The parent may have ended before.
-    if control.is_closed() {
-        sys::exit_now(exit::WORKER_DIED);
-    }
-}
-
 /// What a process with the role of a worker does instead of `main`.
 pub(crate) fn run(control: Control) -> ! {
     settle_signals();
@@ -199,93 +204,6 @@ fn begin(control: &Arc<Control>) -> Result<()> {
     set_name(&assignment.name);
     let parent = Parent::new(control, &assignment.name, std::mem::take(&mut assignment.handed));
     start_thread(&assignment.name.clone(), Arc::clone(control), move || assignment.load()?(parent))
-}
-
-/// What a process is to run, checked and not yet read.
-pub(crate) struct Assignment {
-    name: String,
-    entry: Entry,
-    length: usize,
-    memory: OwnedFd,
-    attached: Vec<OwnedFd>,
-    handed: Vec<OwnedFd>,
-}
-
-/// Receives what to run.
-pub(crate) fn take_assignment(control: &Control) -> Result<Assignment> {
-    let (order, mut fds) = take_order(control)?;
-    if order.build != image::build() {
-        return Err(other_build());
-    }
-    let entry = entry_at(order.entry).ok_or_else(other_build)?;
-    if fds.len() != 1 + order.attached as usize + order.handed as usize {
-        return Err(Error::new(START, "descriptors were lost on the way to a new process")
-            .at("came", fds.len())
-            .why("this process may open no more"));
-    }
-    let handed = fds.split_off(1 + order.attached as usize);
-    let attached = fds.split_off(1);
-    let memory = fds.remove(0);
-    Ok(Assignment {
-        name: order.name,
-        entry,
-        length: usize::try_from(order.length)?,
-        memory,
-        attached,
-        handed,
-    })
-}
-
-impl Assignment {
-    /// Reads the argument.
-    pub(crate) fn load(self) -> Result<Work> {
-        read_argument(self.entry, self.memory.as_fd(), self.length, self.attached)
-    }
-}
-
-/// Reads an argument from its memory.
-pub(crate) fn read_argument(
-    entry: Entry,
-    memory: BorrowedFd<'_>,
-    length: usize,
-    attached: Vec<OwnedFd>,
-) -> Result<Work> {
-    let argument = sys::Sealed::map(memory, length)
-        .map_err(|error| Error::new(ARGUMENT, "the argument of a job cannot be mapped").because(&error))?;
-    entry(argument.bytes(), attached)
-}
-
-/// Becomes a worker in a process that was just forked, on its only thread.
-pub(crate) fn after_fork(
-    control: OwnedFd,
-    stderr: OwnedFd,
-    name: String,
-    handed: Vec<OwnedFd>,
-    work: Work,
-) -> ! {
-    entry::note_worker();
-    // SAFETY: setpgid takes numbers; dup2 replaces the standard descriptors, which everybody expects to be replaced.
-    unsafe {
-        libc::setpgid(0, 0);
-        libc::dup2(stderr.as_raw_fd(), 2);
-        if let Ok(null) = std::fs::File::open("/dev/null") {
-            libc::dup2(null.as_raw_fd(), 0);
-            release_all(null.as_fd());
-        }
-    }
-    drop(stderr);
-    let control = Arc::new(Control::new(control));
-    arm(&control);
-    settle_signals();
-    set_name(&name);
-    let parent = Parent::new(&control, &name, handed);
-    let started =
-        hello(&control).and_then(|()| start_thread(&name, Arc::clone(&control), move || work(parent)));
-    if let Err(error) = started {
-        leave(&control, Err(error));
-    }
-    control.wait_until_closed();
-    sys::exit_now(exit::WORKER_DIED)
 }
 
 /// Runs `work` on a new thread, tells the parent how it ended, and ends the process.
@@ -333,49 +251,30 @@ fn goodbye(error: &Error) -> Vec<u8> {
     Error::new(error.code(), what).why("the rest of the error is too long to be sent").to_wire()
 }
 
-/// Reads messages up to the order, and gathers its descriptors.
-fn take_order(control: &Control) -> Result<(Order, Vec<OwnedFd>)> {
-    let mut gathered = Vec::new();
-    let deadline = patience();
-    loop {
-        match control.receive(deadline) {
-            Ok(Got::Packet { tag: Tag::Descriptors, fds, .. }) => gathered.extend(fds),
-            Ok(Got::Packet { tag: Tag::Start, body, .. }) => {
-                return Ok((postcard::from_bytes(&body)?, gathered));
-            }
-            // The parent has changed its mind or is gone: nobody is there to be told.
-            Ok(Got::Packet { tag: Tag::Stop, .. } | Got::Closed | Got::TimedOut) => {
-                sys::exit_now(exit::WORKER_DIED)
-            }
-            Ok(Got::Packet { .. }) => {}
-            Err(error) => {
-                return Err(Error::new(CONTROL, "the order of a job was not read").because(&error));
-            }
-        }
-    }
-}
-
 /// How long to wait for a parent that lives: it sends at once.
 pub(crate) fn patience() -> Instant {
     sys::deadline(Duration::from_secs(10))
 }
 
-fn entry_at(offset: i64) -> Option<Entry> {
+pub(crate) fn entry_at(offset: i64) -> Option<Entry> {
     let address = image::function_at(offset)?;
     // SAFETY: the parent computed the offset from an `Entry` of this very build, as the equal build ids say, and the
     // address lies in the program's code.
     Some(unsafe { std::mem::transmute::<*const (), Entry>(std::ptr::with_exposed_provenance(address)) })
 }
 
-fn other_build() -> Error {
+pub(crate) fn other_build() -> Error {
     Error::new(OTHER_BUILD, "a started process is of another build of this program")
         .hint("start the program again; something replaces its file while it runs")
 }
 
-/// The name in `ps` and `top`: the kernel keeps 15 bytes.
+/// The name in `ps` and `top`, where the system lets a process choose it: Linux keeps 15 bytes.
 fn set_name(name: &str) {
-    if let Ok(name) = CString::new(name.replace('\0', " ")) {
+    #[cfg(target_os = "linux")]
+    if let Ok(name) = std::ffi::CString::new(name.replace('\0', " ")) {
         // SAFETY: prctl with PR_SET_NAME reads a text that ends with a zero.
         unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
     }
+    #[cfg(not(target_os = "linux"))]
+    let _ = name;
 }

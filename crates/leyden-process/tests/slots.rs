@@ -3,15 +3,15 @@
 //! Without the test harness, because it forks: each scenario runs in a process of its own, which has one thread until
 //! its workers are there. `cargo test --release -p leyden-process --test slots [-- NAME]`
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(leyden_portable)]
 fn main() {}
 
-#[cfg(target_os = "linux")]
+#[cfg(not(leyden_portable))]
 fn main() {
     linux::main();
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(not(leyden_portable))]
 mod linux {
     use std::collections::BTreeMap;
     use std::fs;

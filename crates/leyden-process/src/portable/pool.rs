@@ -1,0 +1,748 @@
+//! Worker processes that do a program's tasks, and whose death costs nothing but time.
+//!
+//! Each worker has a thread of this process, its keeper: it takes the next task from the [`Pool`], writes it to the
+//! worker's pipe, reads where the worker is and what it replies, warns when it takes long and kills it when it takes too
+//! long; when the worker dies it gives its tasks back and starts another one. A task is redone only so often: then whoever
+//! waits for it is told what happened to it, as an [`Outcome`].
+//!
+//! What a task is, only the caller knows: bytes in, bytes and regions out.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::control::{Control, Got, Tag};
+use super::memory::Buffer;
+use super::slots::{Counts, Loan, News, Posted, Reply, Task, take_ticket};
+use crate::clock::Lived;
+use crate::codes::{
+    POOL_CLOSED, POOL_START, POOL_UNSTAFFED, SLOT_FULL, SLOTS_CONFIG, TASK_PANICKED, TASK_SILENT,
+};
+use crate::contain;
+use crate::error::{Error, Result};
+use crate::spawn::{Child, Job, Parent, Received, SpawnOptions};
+use crate::supervise::{Cause, Ended, evidence};
+use crate::sys::{self, Wake};
+
+pub use crate::tasks::{Death, Describe, Outcome, POISON, PoolOptions, Work};
+
+/// Worker processes. Dropping it ends them, within 300 ms.
+pub struct Pool {
+    shared: Arc<Shared>,
+    /// Closed when the last keeper has ended its worker.
+    ended: Mutex<Receiver<()>>,
+}
+
+impl Pool {
+    /// Starts the workers, and waits until each has done [`Work::start`].
+    ///
+    /// # Errors
+    /// Those of [`Job::new`] and [`Job::spawn`]; that of [`Work::start`]; `P0301` if a worker does not get ready in time.
+    /// Nothing is left behind.
+    pub fn start<W: Work>(work: &W, options: PoolOptions) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            job: Job::new(serve::<W>, work)?,
+            wakes: (0..options.workers).map(|_| Wake::new()).collect::<std::io::Result<_>>().map_err(
+                |error| {
+                    Error::new(POOL_START, "what wakes the keepers of workers cannot be made").because(&error)
+                },
+            )?,
+            tasks: Mutex::default(),
+            news: Condvar::new(),
+            ending: AtomicBool::new(false),
+            counts: Arc::default(),
+            options,
+        });
+        let (alive, ended) = mpsc::sync_channel(0);
+        let (ready, readied) = mpsc::sync_channel(shared.options.workers);
+        let pool = Self { shared, ended: Mutex::new(ended) };
+        for worker in 0..pool.shared.options.workers {
+            let (shared, ready, alive) = (pool.shared.clone(), Some(ready.clone()), alive.clone());
+            let keeper = Keeper { worker, shared, ready, _alive: alive };
+            thread::Builder::new()
+                .name(format!("{} {worker}", pool.shared.options.name))
+                .spawn(move || keeper.keep())
+                .map_err(|error| {
+                    Error::new(POOL_START, "the thread that keeps a worker cannot be started").because(&error)
+                })?;
+        }
+        drop((ready, alive));
+        // Each keeper reports: it gives its worker so much time and no more.
+        for _ in 0..pool.shared.options.workers {
+            readied.recv().map_err(|_| keepers_are_gone())??;
+        }
+        Ok(pool)
+    }
+
+    /// Posts a task; tasks are begun by their tickets, smallest first. False where there are as many as may be.
+    ///
+    /// # Errors
+    /// `P0205` if there is no room for the request; `P0208` for a ticket from 2⁴⁸ on.
+    pub fn post(&self, ticket: u64, request: Vec<u8>) -> Result<bool> {
+        let Shared { options, counts, .. } = &*self.shared;
+        if ticket >= TICKETS {
+            return Err(Error::new(SLOTS_CONFIG, format!("ticket {ticket} is larger than 2^48 - 1")));
+        }
+        if request.len() > options.slot_bytes {
+            return Err(Error::new(SLOT_FULL, "a request does not fit into a slot")
+                .at("needed", format!("{} bytes", request.len()))
+                .at("slot", format!("{} bytes", options.slot_bytes)));
+        }
+        let mut tasks = self.shared.tasks();
+        if tasks.by_ticket.len() + counts.loaned.load(Ordering::Relaxed) >= options.slots {
+            return Ok(false);
+        }
+        tasks.by_ticket.insert(ticket, Entry::new(request));
+        let idle = tasks.idle.pop();
+        drop(tasks);
+        if let Some(worker) = idle {
+            self.shared.wakes[worker].wake();
+        }
+        Ok(true)
+    }
+
+    /// Waits for what becomes of a task. The wait ends: a worker that takes too long is killed, and a task is redone only
+    /// so often.
+    ///
+    /// # Errors
+    /// `P0302` if no worker is left and none can be started, with the last reason.
+    pub fn take(&self, ticket: u64) -> Result<Outcome> {
+        let mut tasks = self.shared.tasks();
+        loop {
+            let Some(entry) = tasks.by_ticket.get_mut(&ticket) else {
+                return Err(
+                    Error::new(POOL_CLOSED, "a task was taken that nobody has posted").at("ticket", ticket)
+                );
+            };
+            if let State::Ended(end) = &mut entry.state {
+                let end = end.take();
+                tasks.by_ticket.remove(&ticket);
+                drop(tasks);
+                return end.map(End::into_outcome).ok_or_else(keepers_are_gone);
+            }
+            if let Some(reason) = tasks.unstaffed.clone() {
+                tasks.withdraw(ticket);
+                return Err(reason);
+            }
+            if Arc::strong_count(&self.shared) == 1 {
+                return Err(keepers_are_gone());
+            }
+            tasks = self.shared.news.wait_timeout(tasks, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Nobody will take this task. A worker that is at it is still watched.
+    pub fn withdraw(&self, ticket: u64) {
+        self.shared.tasks().withdraw(ticket);
+    }
+
+    /// Begins a new count of deaths that are made good, and tries again to start workers that could not be started.
+    pub fn renew(&self) {
+        let mut tasks = self.shared.tasks();
+        tasks.redone = 0;
+        tasks.unstaffed = None;
+        tasks.futile = 0;
+        tasks.not_before = Instant::now();
+        drop(tasks);
+        self.shared.wakes.iter().for_each(Wake::wake);
+    }
+
+    /// How many replies are in use.
+    pub fn loaned(&self) -> usize {
+        self.shared.counts.loaned.load(Ordering::Relaxed)
+    }
+
+    /// The memory that replies take, in bytes.
+    pub fn committed_bytes(&self) -> u64 {
+        self.shared.counts.bytes.load(Ordering::Relaxed) as u64
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.ending.store(true, Ordering::Release);
+        self.shared.wakes.iter().for_each(Wake::wake);
+        // Nothing is ever sent: the channel closes. Whoever the kernel does not bury in time is left to its keeper.
+        let _ = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner).recv_timeout(DROP);
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PoolOptions { name, workers, .. } = &self.shared.options;
+        f.debug_struct("Pool").field("name", name).field("workers", workers).finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    job: Job,
+    /// One for each worker's keeper.
+    wakes: Vec<Wake>,
+    tasks: Mutex<Tasks>,
+    /// Something has become of a task.
+    news: Condvar,
+    ending: AtomicBool,
+    counts: Arc<Counts>,
+    options: PoolOptions,
+}
+
+struct Tasks {
+    by_ticket: BTreeMap<u64, Entry>,
+    /// Workers whose keepers sleep although they could take a task.
+    idle: Vec<usize>,
+    /// Deaths made good.
+    redone: usize,
+    /// Workers that live, or are being started.
+    staffed: usize,
+    /// How many attempts in a row to start a worker have failed.
+    futile: usize,
+    /// Why the last of them did.
+    failure: Option<Error>,
+    /// No further attempt before this.
+    not_before: Instant,
+    /// Why there are no workers any more.
+    unstaffed: Option<Error>,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self {
+            by_ticket: BTreeMap::new(),
+            idle: Vec::new(),
+            redone: 0,
+            staffed: 0,
+            futile: 0,
+            failure: None,
+            not_before: Instant::now(),
+            unstaffed: None,
+        }
+    }
+}
+
+/// A task between being posted and being taken.
+struct Entry {
+    request: Arc<Vec<u8>>,
+    state: State,
+    /// Workers in a row that have died at it, in the same place.
+    deaths: usize,
+    /// Where the last one did: phase and progress.
+    place: Option<(u8, u64)>,
+    /// Nobody will take it; it is here because a worker is at it.
+    unwanted: bool,
+}
+
+enum State {
+    Waiting,
+    Running,
+    Ended(Option<End>),
+}
+
+enum End {
+    Done(Reply),
+    Failed(Reply),
+    Died(Box<Death>),
+}
+
+impl Entry {
+    fn new(request: Vec<u8>) -> Self {
+        let request = Arc::new(request);
+        Self { request, state: State::Waiting, deaths: 0, place: None, unwanted: false }
+    }
+}
+
+impl End {
+    fn into_outcome(self) -> Outcome {
+        match self {
+            Self::Done(reply) => Outcome::Done(Loan::new(reply)),
+            Self::Failed(reply) => Outcome::Failed(
+                Error::from_wire(&reply.body)
+                    .unwrap_or_else(|| Error::new(TASK_SILENT, "a worker gave a task up without a reason")),
+            ),
+            Self::Died(death) => Outcome::Died(death),
+        }
+    }
+}
+
+impl Tasks {
+    fn withdraw(&mut self, ticket: u64) {
+        if let Some(entry) = self.by_ticket.get_mut(&ticket) {
+            entry.unwanted = true;
+            if !matches!(entry.state, State::Running) {
+                self.by_ticket.remove(&ticket);
+            }
+        }
+    }
+
+    /// The waiting task with the smallest ticket.
+    fn begin(&mut self) -> Option<(u64, Arc<Vec<u8>>)> {
+        let waits = |entry: &Entry| matches!(entry.state, State::Waiting);
+        let (ticket, entry) = self.by_ticket.iter_mut().find(|(_, entry)| waits(entry))?;
+        entry.state = State::Running;
+        Some((*ticket, entry.request.clone()))
+    }
+
+    /// What has become of a running task.
+    fn end(&mut self, ticket: u64, end: End) {
+        if let Some(entry) = self.by_ticket.get_mut(&ticket) {
+            entry.state = State::Ended(Some(end));
+            if entry.unwanted {
+                self.by_ticket.remove(&ticket);
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn tasks(&self) -> MutexGuard<'_, Tasks> {
+        // Nothing panics while it holds the lock.
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
+    }
+
+    /// Whether a keeper without a worker may start one now. If so, it counts as staff.
+    fn may_hire(&self) -> bool {
+        let mut tasks = self.tasks();
+        if tasks.futile < FUTILE {
+            let now = Instant::now() >= tasks.not_before;
+            tasks.staffed += usize::from(now);
+            return now;
+        }
+        if tasks.staffed == 0 && tasks.unstaffed.is_none() {
+            let mut error = Error::new(POOL_UNSTAFFED, "no worker process is left, and none can be started");
+            if let Some(cause) = &tasks.failure {
+                error = error.why(format_args!("error[{}]: {cause}", cause.code()));
+                error = cause.reasons().iter().fold(error, Error::why);
+                error = cause.places().fold(error, |error, (label, place)| error.at(label, place));
+            }
+            tasks.unstaffed = Some(error);
+            drop(tasks);
+            self.news.notify_all();
+        }
+        false
+    }
+
+    /// Takes note of an attempt to start a worker that has failed. The next one comes a little later: what is missing
+    /// may come back.
+    fn fail(&self, failure: Error) {
+        let mut tasks = self.tasks();
+        tasks.futile += 1;
+        tasks.not_before = Instant::now() + PAUSE * tasks.futile as u32;
+        if tasks.futile == FUTILE {
+            let PoolOptions { name, workers, .. } = &self.options;
+            say(&format!(
+                "leyden: warning: {name}: {} of {workers} workers are left; no other was started in {FUTILE} attempts: \
+                 {failure}",
+                tasks.staffed,
+            ));
+        }
+        tasks.failure = Some(failure);
+    }
+
+    /// Gives the tasks of a dead worker to others, as far as they may be redone.
+    fn rescue(&self, member: &Member, ended: &Ended) {
+        let mut tasks = self.tasks();
+        // One death is one death, however many tasks the worker had.
+        let mut counted = false;
+        for (&ticket, held) in &member.held {
+            let Tasks { by_ticket, redone, .. } = &mut *tasks;
+            let Some(entry) = by_ticket.get_mut(&ticket) else { continue };
+            if entry.unwanted {
+                by_ticket.remove(&ticket);
+                continue;
+            }
+            let place = Some((held.phase, held.progress));
+            entry.deaths = if entry.place == place { entry.deaths + 1 } else { 1 };
+            entry.place = place;
+            if entry.deaths < POISON && (counted || *redone < self.options.redo) {
+                *redone += usize::from(!counted);
+                counted = true;
+                entry.state = State::Waiting;
+                continue;
+            }
+            entry.state = State::Ended(Some(End::Died(Box::new(Death {
+                worker: member.worker,
+                pid: member.child.pid(),
+                ended: ended.clone(),
+                stuck: member.stuck.clone(),
+                progress: held.progress,
+                phase: held.phase,
+                deaths: entry.deaths,
+                redone: *redone,
+            }))));
+        }
+        let idle = std::mem::take(&mut tasks.idle);
+        drop(tasks);
+        self.news.notify_all();
+        idle.into_iter().for_each(|worker| self.wakes[worker].wake());
+    }
+}
+
+/// Starts a worker, hands it tasks, and starts another one in its place.
+struct Keeper {
+    worker: usize,
+    shared: Arc<Shared>,
+    /// Waited for by whoever starts the pool: says whether the first worker got ready.
+    ready: Option<SyncSender<Result<()>>>,
+    _alive: SyncSender<()>,
+}
+
+/// A worker.
+struct Member {
+    worker: usize,
+    child: Child,
+    ready: bool,
+    /// For how long it has been starting.
+    starting: Lived,
+    /// What it is at, by ticket.
+    held: BTreeMap<u64, Held>,
+    /// Of the reply that is being read.
+    regions: Vec<Buffer>,
+    /// What it looked like when it was killed.
+    stuck: Option<String>,
+    /// For how long it should be dead.
+    killed: Option<Lived>,
+}
+
+/// A task that a worker is at.
+struct Held {
+    request: Arc<Vec<u8>>,
+    progress: u64,
+    phase: u8,
+    clock: Lived,
+    warned: bool,
+}
+
+/// What a worker is told first.
+#[derive(Serialize, Deserialize)]
+struct Assignment {
+    worker: usize,
+    workers: usize,
+    threads: usize,
+    /// How many bytes a task and its reply may take.
+    most: usize,
+}
+
+impl Keeper {
+    fn keep(mut self) {
+        while !self.shared.is_ending() {
+            if !self.shared.may_hire() {
+                self.sleep(Vec::new(), PAUSE);
+                continue;
+            }
+            let failure = match self.hire() {
+                Ok(member) => self.tend(member),
+                Err(error) => Some(error),
+            };
+            self.shared.tasks().staffed -= 1;
+            match (failure, self.ready.take()) {
+                // Without the first workers there is no pool.
+                (Some(failure), Some(ready)) => return drop(ready.send(Err(failure))),
+                (Some(failure), None) => self.shared.fail(failure),
+                (None, _) => {}
+            }
+        }
+    }
+
+    /// Starts a process.
+    fn hire(&self) -> Result<Member> {
+        let PoolOptions { name, workers, threads_each, slot_bytes, start, .. } = &self.shared.options;
+        let mut spawn = SpawnOptions::named(format!("{name} {}", self.worker));
+        spawn.hello_timeout = (*start).min(spawn.hello_timeout);
+        let child = self.shared.job.spawn(&spawn)?;
+        let assignment = Assignment {
+            worker: self.worker,
+            workers: *workers,
+            threads: (*threads_each).max(1),
+            most: *slot_bytes,
+        };
+        child.send(&postcard::to_allocvec(&assignment)?)?;
+        self.shared.tasks().unstaffed = None;
+        Ok(Member {
+            worker: self.worker,
+            child,
+            ready: false,
+            starting: Lived::default(),
+            held: BTreeMap::new(),
+            regions: Vec::new(),
+            stuck: None,
+            killed: None,
+        })
+    }
+
+    /// Keeps a worker at work until it is dead; says why if it was never ready.
+    fn tend(&mut self, mut member: Member) -> Option<Error> {
+        let PoolOptions { warn, stuck, start, .. } = self.shared.options;
+        let tick = ((warn.min(stuck)).min(start) / 4).clamp(SHORTEST, Lived::LONGEST / 2);
+        loop {
+            if self.shared.is_ending() {
+                member.child.stop(FAREWELL);
+                return None;
+            }
+            let open = self.read(&mut member);
+            if !open || member.child.is_dead() {
+                // What it has said before its end.
+                while self.read_one(&mut member, Instant::now()).is_some() {}
+                return self.bury(member);
+            }
+            if member.killed.as_mut().is_some_and(|clock| clock.tick() >= UNDEAD) {
+                return self.bury(member);
+            }
+            self.give(&mut member);
+            self.watch(&mut member);
+            self.sleep(member.child.interests(), tick);
+        }
+    }
+
+    /// Sleeps until there is something to read, a wake, or the time is over.
+    fn sleep(&self, mut interests: Vec<libc::pollfd>, time: Duration) {
+        let wake = &self.shared.wakes[self.worker];
+        interests.push(wake.interest());
+        let _ = sys::poll(&mut interests, Some(Instant::now() + time));
+        wake.clear();
+        self.shared.tasks().idle.retain(|&worker| worker != self.worker);
+    }
+
+    /// Hands out tasks, as many as the worker does at once.
+    fn give(&self, member: &mut Member) {
+        while member.ready
+            && member.killed.is_none()
+            && member.held.len() < self.shared.options.threads_each.max(1)
+        {
+            let mut tasks = self.shared.tasks();
+            let Some((ticket, request)) = tasks.begin() else {
+                tasks.idle.push(self.worker);
+                return;
+            };
+            drop(tasks);
+            let posted = Posted { ticket, request: request.clone() };
+            let frame = postcard::to_allocvec(&posted).expect("bytes and numbers always serialise");
+            // One that does not read is stuck: with its task, so that the clock runs.
+            let _ = member.child.control.send_all(&[(Tag::Task, &frame)], Instant::now());
+            member.held.insert(
+                ticket,
+                Held { request, progress: 0, phase: 0, clock: Lived::default(), warned: false },
+            );
+        }
+    }
+
+    /// Reads what the worker has said; false if nothing more will come.
+    fn read(&mut self, member: &mut Member) -> bool {
+        while let Some(open) = self.read_one(member, Instant::now()) {
+            if !open {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Reads one frame, if there is one; false if nothing more will come.
+    fn read_one(&mut self, member: &mut Member, deadline: Instant) -> Option<bool> {
+        let got = match member.child.control.receive(deadline) {
+            Ok(got) => got,
+            Err(error) => {
+                member.kill(format!("what it says cannot be understood: {error}"));
+                return None;
+            }
+        };
+        match got {
+            Got::TimedOut => return None,
+            Got::Region(region) => member.regions.push(region),
+            Got::Packet { tag: Tag::Progress, body } => {
+                let news = News::from_bytes(&body);
+                if let Some((news, held)) =
+                    news.and_then(|news| Some((news, member.held.get_mut(&news.ticket)?)))
+                {
+                    (held.progress, held.phase) = (news.progress, news.phase);
+                }
+            }
+            Got::Packet { tag: tag @ (Tag::Done | Tag::Failed), mut body } => {
+                let regions = std::mem::take(&mut member.regions);
+                let Some(ticket) =
+                    take_ticket(&mut body).filter(|ticket| member.held.remove(ticket).is_some())
+                else {
+                    return Some(true);
+                };
+                let reply = Reply::new(body, regions, &self.shared.counts);
+                let end = if tag == Tag::Done { End::Done(reply) } else { End::Failed(reply) };
+                self.shared.tasks().end(ticket, end);
+                self.shared.news.notify_all();
+            }
+            Got::Packet { tag: Tag::Message, .. } => {
+                member.ready = true;
+                let mut tasks = self.shared.tasks();
+                (tasks.futile, tasks.not_before) = (0, Instant::now());
+                drop(tasks);
+                if let Some(ready) = self.ready.take() {
+                    // Nobody listens if another worker has failed.
+                    let _ = ready.send(Ok(()));
+                }
+            }
+            last => {
+                member.child.note(last);
+                return Some(false);
+            }
+        }
+        Some(true)
+    }
+
+    /// Warns of a worker that takes long, and kills one that takes too long: for a task, or to become ready.
+    fn watch(&self, member: &mut Member) {
+        let PoolOptions { warn, stuck, start, describe, .. } = &self.shared.options;
+        if !member.ready && member.killed.is_none() && member.starting.tick() >= *start {
+            member.kill(format!("starting for {start:?}; {}", evidence(member.child.pid())));
+        }
+        let mut slow = Vec::new();
+        for held in member.held.values_mut() {
+            let lived = held.clock.tick();
+            let warns = lived >= *warn && !held.warned;
+            if warns || lived >= *stuck {
+                held.warned = true;
+                slow.push((lived, warns, describe(&held.request, held.phase, held.progress)));
+            }
+        }
+        for (lived, warns, task) in slow {
+            let seen = evidence(member.child.pid());
+            if seen.is_traced() {
+                // Somebody is at it with a debugger.
+                for held in member.held.values_mut() {
+                    (held.clock, held.warned) = (Lived::default(), false);
+                }
+                return;
+            }
+            if warns {
+                let (name, pid) = (member.child.name(), member.child.pid());
+                say(&format!(
+                    "leyden: warning: {name} (pid {pid}) is in {task} for {lived:.0?}; it is {seen}"
+                ));
+            }
+            if lived >= *stuck && member.killed.is_none() {
+                member.kill(format!("{task} for {lived:.0?}; {seen}"));
+            }
+        }
+    }
+
+    /// Learns how a worker has died, and sees to its tasks; says why if it was never ready.
+    fn bury(&mut self, mut member: Member) -> Option<Error> {
+        let ended = member.child.ended(UNDEAD).or_else(|| {
+            // It has closed its pipes, and is still there.
+            member.child.kill();
+            member.child.ended(UNDEAD)
+        });
+        let ended = ended.unwrap_or_else(|| {
+            let (name, pid) = (member.child.name(), member.child.pid());
+            say(&format!(
+                "leyden: warning: {name} (pid {pid}) was killed and does not die: it is {}",
+                evidence(pid)
+            ));
+            Ended { cause: Cause::Unknown, stderr: member.child.stderr(), error: None }
+        });
+        self.shared.rescue(&member, &ended);
+        if member.ready {
+            return None;
+        }
+        let name = member.child.name().to_owned();
+        if member.stuck.is_some() {
+            return Some(unready(&member, self.shared.options.start));
+        }
+        Some(ended.into_result(&name).err().unwrap_or_else(|| {
+            Error::new(POOL_START, "a worker process left before it was ready").at("process", name)
+        }))
+    }
+}
+
+impl Member {
+    /// Kills it, for the reason in these words.
+    fn kill(&mut self, why: String) {
+        self.stuck.get_or_insert(why);
+        self.killed.get_or_insert_default();
+        self.child.kill();
+    }
+}
+
+/// A worker's life.
+fn serve<W: Work>(work: W, parent: Parent) -> Result<()> {
+    let Received::Message(message) = parent.recv(ASSIGNED)? else { return Ok(()) };
+    let Assignment { worker, workers, threads, most } = postcard::from_bytes(&message)?;
+    work.start(worker, workers)?;
+    parent.send(b"ready")?;
+    thread::scope(|scope| {
+        for thread in 1..threads {
+            let extra = thread::Builder::new().name(format!("{} {thread}", parent.name()));
+            // One thread less does the same work, later.
+            let _ = extra.spawn_scoped(scope, || do_tasks(&work, parent.control(), most));
+        }
+        do_tasks(&work, parent.control(), most);
+    });
+    Ok(())
+}
+
+fn do_tasks<W: Work>(work: &W, control: &Control, most: usize) {
+    loop {
+        let posted = match control.receive(Instant::now() + IDLE) {
+            Ok(Got::Packet { tag: Tag::Task, body }) => body,
+            Ok(Got::TimedOut) => continue,
+            _ => return,
+        };
+        let Ok(posted) = postcard::from_bytes(&posted) else { return };
+        let task = Task::new(posted, most, control);
+        let done = contain(|| work.run(&task)).unwrap_or_else(|panic| {
+            Err(panic.explain(Error::new(TASK_PANICKED, "a worker's code panicked")))
+        });
+        match done {
+            Ok(body) => {
+                if let Err((error, task)) = task.complete(&body) {
+                    task.fail(&error.to_wire());
+                }
+            }
+            Err(error) => task.fail(&error.to_wire()),
+        }
+    }
+}
+
+/// The error of a worker that takes too long to start.
+fn unready(member: &Member, limit: Duration) -> Error {
+    Error::new(POOL_START, "a worker process did not get ready in time")
+        .at("worker", format_args!("{}, pid {}", member.worker, member.child.pid()))
+        .at("limit", format_args!("{limit:?}"))
+        .at("it is", member.stuck.as_deref().unwrap_or("gone"))
+}
+
+fn keepers_are_gone() -> Error {
+    Error::new(POOL_CLOSED, "the threads that keep workers are gone")
+}
+
+/// A line on stderr, which nobody need read.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Tickets are below this.
+const TICKETS: u64 = 1 << 48;
+/// How often whoever waits for a task looks whether there is still somebody to wait for.
+const LOOK: Duration = Duration::from_millis(250);
+/// The shortest time between two looks at a worker.
+const SHORTEST: Duration = Duration::from_millis(5);
+/// How long busy workers have to finish when the pool is dropped.
+const FAREWELL: Duration = Duration::from_millis(60);
+/// How long dropping the pool waits for that.
+const DROP: Duration = Duration::from_millis(300);
+/// How long a new process waits to be told what it is.
+const ASSIGNED: Duration = Duration::from_secs(10);
+/// How long an idle worker sleeps before it looks around by itself.
+const IDLE: Duration = Duration::from_secs(60);
+/// After so many attempts in a row to start a worker, no further one is made.
+const FUTILE: usize = 3;
+/// How much longer to wait after each of them.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long a killed process may take to die before it is waited for no longer.
+const UNDEAD: Duration = Duration::from_secs(1);

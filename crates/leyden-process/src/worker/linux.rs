@@ -1,0 +1,133 @@
+//! The child's side on Linux: the kernel ties its life to its parent's, and descriptors come with its order.
+
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use super::{
+    Entry, Order, Parent, Work, entry_at, hello, leave, other_build, patience, set_name, settle_signals,
+    start_thread,
+};
+use crate::codes::{ARGUMENT, CONTROL, START};
+use crate::control::{Control, Got, Tag, release_all};
+use crate::error::{Error, Result};
+use crate::{entry, exit, image, sys};
+
+/// Ties this process's life to its parent's: from here on it dies with it.
+pub(crate) fn arm(control: Control) -> Control {
+    // SAFETY: prctl with PR_SET_PDEATHSIG takes a signal's number. It is armed for this thread, the main one, which
+    // lives as long as the process.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // The parent may have ended before.
+    if control.is_closed() {
+        sys::exit_now(exit::WORKER_DIED);
+    }
+    control
+}
+
+/// What a process is to run, checked and not yet read.
+pub(crate) struct Assignment {
+    pub(super) name: String,
+    entry: Entry,
+    length: usize,
+    memory: OwnedFd,
+    attached: Vec<OwnedFd>,
+    pub(super) handed: Vec<OwnedFd>,
+}
+
+/// Receives what to run.
+pub(crate) fn take_assignment(control: &Control) -> Result<Assignment> {
+    let (order, mut fds) = take_order(control)?;
+    if order.build != image::build() {
+        return Err(other_build());
+    }
+    let entry = entry_at(order.entry).ok_or_else(other_build)?;
+    if fds.len() != 1 + order.attached as usize + order.handed as usize {
+        return Err(Error::new(START, "descriptors were lost on the way to a new process")
+            .at("came", fds.len())
+            .why("this process may open no more"));
+    }
+    let handed = fds.split_off(1 + order.attached as usize);
+    let attached = fds.split_off(1);
+    let memory = fds.remove(0);
+    Ok(Assignment {
+        name: order.name,
+        entry,
+        length: usize::try_from(order.length)?,
+        memory,
+        attached,
+        handed,
+    })
+}
+
+impl Assignment {
+    /// Reads the argument.
+    pub(crate) fn load(self) -> Result<Work> {
+        read_argument(self.entry, self.memory.as_fd(), self.length, self.attached)
+    }
+}
+
+/// Reads an argument from its memory.
+pub(crate) fn read_argument(
+    entry: Entry,
+    memory: BorrowedFd<'_>,
+    length: usize,
+    attached: Vec<OwnedFd>,
+) -> Result<Work> {
+    let argument = sys::Sealed::map(memory, length)
+        .map_err(|error| Error::new(ARGUMENT, "the argument of a job cannot be mapped").because(&error))?;
+    entry(argument.bytes(), attached)
+}
+
+/// Becomes a worker in a process that was just forked, on its only thread.
+pub(crate) fn after_fork(
+    control: OwnedFd,
+    stderr: OwnedFd,
+    name: String,
+    handed: Vec<OwnedFd>,
+    work: Work,
+) -> ! {
+    entry::note_worker();
+    // SAFETY: setpgid takes numbers; dup2 replaces the standard descriptors, which everybody expects to be replaced.
+    unsafe {
+        libc::setpgid(0, 0);
+        libc::dup2(stderr.as_raw_fd(), 2);
+        if let Ok(null) = std::fs::File::open("/dev/null") {
+            libc::dup2(null.as_raw_fd(), 0);
+            release_all(null.as_fd());
+        }
+    }
+    drop(stderr);
+    let control = Arc::new(arm(Control::new(control)));
+    settle_signals();
+    set_name(&name);
+    let parent = Parent::new(&control, &name, handed);
+    let started =
+        hello(&control).and_then(|()| start_thread(&name, Arc::clone(&control), move || work(parent)));
+    if let Err(error) = started {
+        leave(&control, Err(error));
+    }
+    control.wait_until_closed();
+    sys::exit_now(exit::WORKER_DIED)
+}
+
+/// Reads messages up to the order, and gathers its descriptors.
+fn take_order(control: &Control) -> Result<(Order, Vec<OwnedFd>)> {
+    let mut gathered = Vec::new();
+    let deadline = patience();
+    loop {
+        match control.receive(deadline) {
+            Ok(Got::Packet { tag: Tag::Descriptors, fds, .. }) => gathered.extend(fds),
+            Ok(Got::Packet { tag: Tag::Start, body, .. }) => {
+                return Ok((postcard::from_bytes(&body)?, gathered));
+            }
+            // The parent has changed its mind or is gone: nobody is there to be told.
+            Ok(Got::Packet { tag: Tag::Stop, .. } | Got::Closed | Got::TimedOut) => {
+                sys::exit_now(exit::WORKER_DIED)
+            }
+            Ok(Got::Packet { .. }) => {}
+            Err(error) => {
+                return Err(Error::new(CONTROL, "the order of a job was not read").because(&error));
+            }
+        }
+    }
+}
