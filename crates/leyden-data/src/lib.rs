@@ -77,4 +77,6 @@ pub use sampler::{
     SubsetRandomSampler, WeightedRandomSampler, batch_sampler_fn, sampler_fn,
 };
 pub use tensors::{Row, TensorDataset, Tensors};
-pub use workers::{CrewPlan, InlineWorkers, ProcessWorkers, Started, ThreadWorkers, Workers, WorkersFor};
+pub use workers::{
+    CrewPlan, ForkWorkers, InlineWorkers, ProcessWorkers, Started, ThreadWorkers, Workers, WorkersFor,
+};

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use leyden_process::{Error, Result};
 
 pub use self::builder::{BadSample, DataLoaderBuilder};
-pub(crate) use self::processes::Processes;
+pub(crate) use self::processes::{Processes, Staff};
 pub(crate) use self::task::{Loaded, Task, load};
 pub(crate) use self::threads::Threads;
 pub use self::timings::Timings;

@@ -24,13 +24,13 @@ use crate::clock::Lived;
 use crate::codes::{POOL_CLOSED, POOL_START, POOL_UNSTAFFED, TASK_PANICKED, TASK_SILENT};
 use crate::error::{Error, Result};
 use crate::slots::{Loan, Reply, SlotId, SlotView, Slots, SlotsConfig, SlotsWorker, Task, Waited};
-use crate::spawn::{Child, Job, Parent, Received, SpawnOptions};
+use crate::spawn::{Child, Job, Parent, Received, SpawnOptions, Start};
 use crate::supervise::{Ended, evidence, stop_all};
 use crate::tombstone::{self, State};
-use crate::{contain, futex};
+use crate::{contain, futex, threads};
 
-/// What the workers of a pool do. The value is serialised once, and each worker has a copy.
-pub trait Work: Serialize + DeserializeOwned + Send + Sync + 'static {
+/// What the workers of a pool do.
+pub trait Work: Send + Sync + 'static {
     /// Prepares worker `worker` of `workers`.
     ///
     /// # Errors
@@ -50,6 +50,8 @@ pub trait Work: Serialize + DeserializeOwned + Send + Sync + 'static {
 pub struct PoolOptions {
     /// What the processes are called, in `ps` and in messages.
     pub name: String,
+    /// Where the processes come from.
+    pub from: Start,
     /// How many processes.
     pub workers: usize,
     /// How many tasks each of them does at once.
@@ -116,13 +118,27 @@ pub struct Death {
 pub const POISON: usize = 3;
 
 impl Pool {
-    /// Starts the workers, and waits until each has done [`Work::start`].
+    /// Starts the workers, and waits until each has done [`Work::start`]. `work` is serialised once, and each worker has
+    /// a copy.
     ///
     /// # Errors
     /// Those of [`Job::new`], [`Job::spawn`] and [`Slots::new`]; that of [`Work::start`]; `P0301` if a worker does not get
     /// ready in time. Nothing is left behind.
-    pub fn start<W: Work>(work: &W, options: PoolOptions) -> Result<Self> {
-        let job = Job::new(serve::<W>, work)?;
+    pub fn start<W: Work + Serialize + DeserializeOwned>(work: &W, options: PoolOptions) -> Result<Self> {
+        Self::staffed(Job::new(|work: W, parent| serve(&work, parent), work)?, options)
+    }
+
+    /// The same by forking, whatever [`PoolOptions::from`] says: workers share `work` until they write to it. A forked
+    /// worker that dies is not replaced while there are other threads, which is nearly always: the others do its tasks.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start); `P0114` where a fork is not safe.
+    pub fn fork<W: Work>(work: Arc<W>, options: PoolOptions) -> Result<Self> {
+        let job = Job::in_memory(|work: Arc<W>, parent| serve(&*work, parent), work)?;
+        Self::staffed(job, PoolOptions { from: Start::Fork, ..options })
+    }
+
+    fn staffed(job: Job, options: PoolOptions) -> Result<Self> {
         let config = SlotsConfig {
             // A dead worker keeps its number until it is buried; its replacement needs another one meanwhile.
             workers: 2 * options.workers,
@@ -152,16 +168,15 @@ impl Pool {
         }
         crew.wait_until_ready()?;
         let (report, ended) = mpsc::sync_channel(1);
-        let supervisor = thread::Builder::new().name(format!("{} watch", shared.options.name));
-        supervisor
-            .spawn(move || {
-                crew.supervise();
-                // Nobody listens any more if it took too long.
-                let _ = report.send(());
-            })
-            .map_err(|error| {
-                Error::new(POOL_START, "the thread that supervises workers cannot be started").because(&error)
-            })?;
+        let name = format!("{} watch", shared.options.name);
+        threads::start(&name, move || {
+            crew.supervise();
+            // Nobody listens any more if it took too long.
+            let _ = report.send(());
+        })
+        .map_err(|error| {
+            Error::new(POOL_START, "the thread that supervises workers cannot be started").because(&error)
+        })?;
         Ok(Self { shared, ended: Mutex::new(ended) })
     }
 
@@ -386,6 +401,7 @@ impl Crew {
         let options = &self.shared.options;
         let mut spawn = SpawnOptions::named(format!("{} {worker}", options.name));
         spawn.fds = vec![self.shared.slots.fd()];
+        spawn.start = options.from;
         spawn.hello_timeout = options.start.min(spawn.hello_timeout);
         let assignment =
             Assignment { worker, workers: options.workers, number, threads: options.threads_each.max(1) };
@@ -625,7 +641,7 @@ impl Shared {
 }
 
 /// A worker's life.
-fn serve<W: Work>(work: W, mut parent: Parent) -> Result<()> {
+fn serve<W: Work>(work: &W, mut parent: Parent) -> Result<()> {
     let Received::Message(message) = parent.recv(ASSIGNED)? else { return Ok(()) };
     let Assignment { worker, workers, number, threads } = postcard::from_bytes(&message)?;
     let Some(fd) = parent.fds().pop() else { return Ok(()) };
@@ -637,9 +653,9 @@ fn serve<W: Work>(work: W, mut parent: Parent) -> Result<()> {
         for thread in 1..threads {
             let extra = thread::Builder::new().name(format!("{} {thread}", parent.name()));
             // One thread less does the same work, later.
-            let _ = extra.spawn_scoped(scope, || do_tasks(&work, &slots));
+            let _ = extra.spawn_scoped(scope, || do_tasks(work, &slots));
         }
-        do_tasks(&work, &slots);
+        do_tasks(work, &slots);
     });
     Ok(())
 }

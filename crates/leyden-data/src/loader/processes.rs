@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use leyden_process::pool::{Death, Outcome, POISON as FATAL_DEATHS, Pool, PoolOptions, Work};
 use leyden_process::slots::{Loan, Task as Slot};
+use leyden_process::spawn::Start;
 use leyden_process::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -34,37 +35,42 @@ pub(crate) struct Processes {
 }
 
 impl Processes {
-    /// Starts `workers` processes with `threads_each` threads, and waits until each has done the data set's
-    /// `worker_init`.
+    /// Starts processes, and waits until each has done the data set's `worker_init`.
     ///
     /// # Errors
     /// `L0902` with the cause if a `worker_init` fails; the `P` codes where processes cannot be started.
-    pub(crate) fn start<D>(
-        dataset: &Arc<D>,
-        workers: usize,
-        threads_each: usize,
-        plan: &CrewPlan,
-    ) -> Result<Self>
+    pub(crate) fn start<D>(dataset: &Arc<D>, staff: Staff, plan: &CrewPlan) -> Result<Self>
     where
         D: Dataset + Serialize + DeserializeOwned + 'static,
         D::Batch: Serialize + DeserializeOwned,
     {
-        let loans = plan.ahead + HANDED_OUT;
-        let options = PoolOptions {
-            name: "leyden data".to_owned(),
-            workers,
-            threads_each,
-            slots: plan.ahead * EPOCHS_AT_ONCE + loans,
-            slot_bytes: usize::try_from(plan.batch_bytes).unwrap_or(usize::MAX),
-            warn: plan.limits.warn,
-            stuck: plan.limits.stuck,
-            start: plan.limits.start,
-            redo: plan.limits.restarts,
-            describe: Arc::new(describe),
-        };
-        let pool = Pool::start(&Loading(Arc::clone(dataset)), options)?;
+        let pool = Pool::start(&Loading(Arc::clone(dataset)), options(staff, plan))?;
+        Ok(Self::of(pool, staff, plan))
+    }
+
+    /// The same by forking.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start); `P0114` where a fork is not safe.
+    pub(crate) fn fork<D>(dataset: &Arc<D>, staff: Staff, plan: &CrewPlan) -> Result<Self>
+    where
+        D: Dataset + 'static,
+        D::Batch: Serialize + DeserializeOwned,
+    {
+        let pool = Pool::fork(Arc::new(Loading(Arc::clone(dataset))), options(staff, plan))?;
+        Ok(Self::of(pool, staff, plan))
+    }
+
+    fn of(pool: Pool, staff: Staff, plan: &CrewPlan) -> Self {
         let (tasks, copies) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self { pool, tasks, workers, restarts: plan.limits.restarts, loans, copies })
+        Self {
+            pool,
+            tasks,
+            workers: staff.workers,
+            restarts: plan.limits.restarts,
+            loans: loans(plan),
+            copies,
+        }
     }
 
     fn tasks(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Task>> {
@@ -185,6 +191,35 @@ impl<B: DeserializeOwned> Backend<B> for Processes {
     }
 }
 
+/// Which processes, and how many.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Staff {
+    pub(crate) from: Start,
+    pub(crate) workers: usize,
+    pub(crate) threads_each: usize,
+}
+
+fn options(staff: Staff, plan: &CrewPlan) -> PoolOptions {
+    PoolOptions {
+        name: "leyden data".to_owned(),
+        from: staff.from,
+        workers: staff.workers,
+        threads_each: staff.threads_each,
+        slots: plan.ahead * EPOCHS_AT_ONCE + loans(plan),
+        slot_bytes: usize::try_from(plan.batch_bytes).unwrap_or(usize::MAX),
+        warn: plan.limits.warn,
+        stuck: plan.limits.stuck,
+        start: plan.limits.start,
+        redo: plan.limits.restarts,
+        describe: Arc::new(describe),
+    }
+}
+
+/// How many batches may lie in shared memory after they were handed out.
+fn loans(plan: &CrewPlan) -> usize {
+    plan.ahead + HANDED_OUT
+}
+
 /// The sample that a dead worker was loading.
 fn sample_of(task: &Task, death: &Death) -> Option<usize> {
     let loading = Phase::from_number(death.phase) == Some(Phase::Get);
@@ -230,8 +265,8 @@ impl<'de, D: Deserialize<'de>> Deserialize<'de> for Loading<D> {
 
 impl<D> Work for Loading<D>
 where
-    D: Dataset + Serialize + DeserializeOwned + 'static,
-    D::Batch: Serialize + DeserializeOwned,
+    D: Dataset + 'static,
+    D::Batch: Serialize,
 {
     fn start(&self, worker: usize, workers: usize) -> Result<()> {
         initialise(&*self.0, &WorkerInfo { worker, workers })

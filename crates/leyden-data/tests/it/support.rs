@@ -75,10 +75,11 @@ pub(crate) enum Kind {
     Threads(usize),
     Spawn(usize),
     SpawnThreads(usize, usize),
+    Zygote(usize),
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Inline,
         Self::Threads(1),
         Self::Threads(2),
@@ -87,6 +88,7 @@ impl Kind {
         Self::Spawn(2),
         Self::Spawn(4),
         Self::SpawnThreads(2, 2),
+        Self::Zygote(2),
     ];
 
     pub(crate) fn of<D>(self, builder: DataLoaderBuilder<D>) -> DataLoaderBuilder<D>
@@ -98,6 +100,7 @@ impl Kind {
             Self::Inline => builder.workers(Workers::inline()),
             Self::Threads(n) => builder.workers(Workers::threads(n)),
             Self::Spawn(n) => builder.workers(Workers::spawn(n)),
+            Self::Zygote(n) => builder.workers(Workers::zygote(n)),
             Self::SpawnThreads(n, each) => builder.workers(Workers::spawn(n).threads_each(each)),
         }
     }
