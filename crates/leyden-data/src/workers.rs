@@ -83,6 +83,8 @@ pub struct CrewPlan {
     pub(crate) ahead: usize,
     /// The largest batch.
     pub(crate) batch_bytes: u64,
+    /// Whether samples that fail are left out.
+    pub(crate) skip_bad: bool,
 }
 
 /// Workers, started.

@@ -178,7 +178,8 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
     }
 
     /// How many worker processes may be replaced during an epoch because they died or were stuck (default 3; PyTorch
-    /// replaces none). Their batches are made again by others, bit for bit.
+    /// replaces none). Their batches are made again by others, bit for bit. With [`BadSample::Skip`], workers that were killed
+    /// by a sample which is left out then do not count.
     pub fn restarts(mut self, workers: usize) -> Self {
         self.limits.restarts = workers;
         self
@@ -206,18 +207,24 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
         } = self;
         let dataset = Arc::new(dataset);
         let count = workers.count();
-        let plan = CrewPlan { limits, ahead: count * prefetch_factor.unwrap_or(PREFETCH), batch_bytes };
+        let plan = CrewPlan {
+            limits,
+            ahead: count * prefetch_factor.unwrap_or(PREFETCH),
+            batch_bytes,
+            skip_bad: bad_sample == BadSample::Skip,
+        };
+        let start = {
+            let dataset = Arc::clone(&dataset);
+            move || match workers.start(&dataset, &plan)? {
+                Some(Started(crew)) => Ok(crew),
+                None => Err(Error::new(LOADER_ARGUMENT, "workers were announced, and none were started")
+                    .at("announced", count)),
+            }
+        };
         let crew = match () {
             () if count == 0 => Crew::Caller,
-            () if persistent => {
-                workers.start(&dataset, &plan)?.map_or(Crew::Caller, |Started(crew)| Crew::Persistent(crew))
-            }
-            () => {
-                let dataset = Arc::clone(&dataset);
-                Crew::PerEpoch(Arc::new(move || {
-                    Ok(workers.start(&dataset, &plan)?.map(|Started(crew)| crew))
-                }))
-            }
+            () if persistent => Crew::Persistent(start()?),
+            () => Crew::PerEpoch(Arc::new(start)),
         };
         Ok(DataLoader {
             dataset,

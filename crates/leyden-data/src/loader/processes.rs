@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use leyden_process::pool::{Death, Outcome, POISON as FATAL_DEATHS, Pool, PoolOptions, Work};
@@ -44,7 +44,7 @@ impl Processes {
         D: Dataset + Serialize + DeserializeOwned + 'static,
         D::Batch: Serialize + DeserializeOwned,
     {
-        let pool = Pool::start(&Loading(Arc::clone(dataset)), options(staff, plan))?;
+        let pool = Pool::start(&Loading::of(dataset), options(staff, plan))?;
         Ok(Self::of(pool, staff, plan))
     }
 
@@ -57,7 +57,7 @@ impl Processes {
         D: Dataset + 'static,
         D::Batch: Serialize + DeserializeOwned,
     {
-        let pool = Pool::fork(Arc::new(Loading(Arc::clone(dataset))), options(staff, plan))?;
+        let pool = Pool::fork(Arc::new(Loading::of(dataset)), options(staff, plan))?;
         Ok(Self::of(pool, staff, plan))
     }
 
@@ -153,7 +153,6 @@ impl<B: DeserializeOwned> Backend<B> for Processes {
     }
 
     fn take(&self, ticket: u64) -> Result<Loaded<B>> {
-        let mut left_out = Vec::new();
         loop {
             let outcome = self.pool.take(ticket);
             let task = self.tasks().remove(&ticket);
@@ -161,21 +160,18 @@ impl<B: DeserializeOwned> Backend<B> for Processes {
                 return Err(Error::new(BATCH_UNREADABLE, "a batch was taken that nobody has asked for"));
             };
             match outcome {
-                Outcome::Done(loan) => {
-                    let mut loaded = self.unpack(loan, &task)?;
-                    loaded.skipped.append(&mut left_out);
-                    return Ok(loaded);
-                }
+                Outcome::Done(loan) => return self.unpack(loan, &task),
                 Outcome::Failed(error) => return Err(error),
                 Outcome::Died(death) => {
                     let poison =
-                        sample_of(&task, &death).filter(|_| task.skip_bad && task.indices.indices.len() > 1);
+                        sample_of(&task, &death).filter(|_| task.skip_bad && death.deaths >= FATAL_DEATHS);
                     let Some(sample) = poison else { return Err(self.error(&task, &death)) };
-                    left_out.push(sample);
-                    task.indices.indices.retain(|&index| index != sample);
+                    task.left_out.push(sample);
                     if Backend::<B>::post(self, ticket, task.clone())?.is_some() {
                         return Err(self.error(&task, &death));
                     }
+                    // All but the last were counted, and the next sample like it needs as many.
+                    self.pool.pardon(death.deaths - 1);
                 }
             }
         }
@@ -211,6 +207,7 @@ fn options(staff: Staff, plan: &CrewPlan) -> PoolOptions {
         stuck: plan.limits.stuck,
         start: plan.limits.start,
         redo: plan.limits.restarts,
+        pardons: plan.skip_bad,
         describe: Arc::new(describe),
     }
 }
@@ -248,8 +245,14 @@ fn decode(request: &[u8]) -> Result<Task> {
     Ok(postcard::from_bytes(request)?)
 }
 
-/// The data set in a worker.
-struct Loading<D>(Arc<D>);
+/// The data set in a worker, and which worker that is.
+struct Loading<D>(Arc<D>, OnceLock<WorkerInfo>);
+
+impl<D> Loading<D> {
+    fn of(dataset: &Arc<D>) -> Self {
+        Self(Arc::clone(dataset), OnceLock::new())
+    }
+}
 
 impl<D: Serialize> Serialize for Loading<D> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -259,7 +262,7 @@ impl<D: Serialize> Serialize for Loading<D> {
 
 impl<'de, D: Deserialize<'de>> Deserialize<'de> for Loading<D> {
     fn deserialize<T: Deserializer<'de>>(deserializer: T) -> Result<Self, T::Error> {
-        Ok(Self(Arc::new(D::deserialize(deserializer)?)))
+        Ok(Self(Arc::new(D::deserialize(deserializer)?), OnceLock::new()))
     }
 }
 
@@ -269,29 +272,41 @@ where
     D::Batch: Serialize,
 {
     fn start(&self, worker: usize, workers: usize) -> Result<()> {
-        initialise(&*self.0, &WorkerInfo { worker, workers })
+        initialise(&*self.0, self.1.get_or_init(|| WorkerInfo { worker, workers }))
     }
 
     fn run(&self, slot: &Slot) -> Result<Vec<u8>> {
+        let by = self.1.get().map_or_else(String::new, |worker| {
+            format!("{} of {}, pid {}", worker.worker, worker.workers, std::process::id())
+        });
+        place::writing(slot.writer(), || self.make(slot)).map_err(|error| error.at_if_absent("worker", by))
+    }
+}
+
+impl<D> Loading<D>
+where
+    D: Dataset,
+    D::Batch: Serialize,
+{
+    /// Makes a batch, and writes it as it crosses.
+    fn make(&self, slot: &Slot) -> Result<Vec<u8>> {
         let task = decode(slot.request())?;
-        place::writing(slot.writer(), || {
-            let Loaded { data, samples, padding, skipped, spent } = load(&*self.0, &task, &Noted(slot))?;
-            Noted(slot).at(Phase::Pack, 0);
-            let packing = Instant::now();
-            let unwritable = |error: postcard::Error| {
-                Error::new(BATCH_UNWRITABLE, "a batch cannot be handed over to the trainer")
-                    .at("batch", task.batch)
-                    .at("epoch", task.epoch)
-                    .because(&error)
-                    .hint("its `Serialize` fails, or shared memory is full: see `max_batch_bytes` and `prefetch_factor`")
-            };
-            // The time for the data is known only after it was written.
-            let mut body = postcard::to_allocvec(&data).map_err(unwritable)?;
-            let Spent { get, collate, .. } = spent;
-            let head = Head { samples, padding, skipped, get, collate, pack: packing.elapsed() };
-            body = postcard::to_extend(&head, body).map_err(unwritable)?;
-            Ok(body)
-        })
+        let Loaded { data, samples, padding, skipped, spent } = load(&*self.0, &task, &Noted(slot))?;
+        Noted(slot).at(Phase::Pack, 0);
+        let packing = Instant::now();
+        let unwritable = |error: postcard::Error| {
+            Error::new(BATCH_UNWRITABLE, "a batch cannot be handed over to the trainer")
+                .at("batch", task.batch)
+                .at("epoch", task.epoch)
+                .because(&error)
+                .hint("its `Serialize` fails, or shared memory is full: see `max_batch_bytes` and `prefetch_factor`")
+        };
+        // The time for the data is known only after it was written.
+        let mut body = postcard::to_allocvec(&data).map_err(unwritable)?;
+        let Spent { get, collate, .. } = spent;
+        let head = Head { samples, padding, skipped, get, collate, pack: packing.elapsed() };
+        body = postcard::to_extend(&head, body).map_err(unwritable)?;
+        Ok(body)
     }
 }
 

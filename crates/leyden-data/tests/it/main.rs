@@ -1,4 +1,5 @@
 //! The loader with workers of each kind: the same batches from all of them, whatever happens to the workers.
 
+mod deaths;
 mod kinds;
 mod support;
