@@ -12,6 +12,7 @@
 
 mod builder;
 mod processes;
+mod streams;
 mod task;
 mod threads;
 mod timings;
@@ -28,6 +29,7 @@ use leyden_process::{Error, Result};
 
 pub use self::builder::{BadSample, DataLoaderBuilder};
 pub(crate) use self::processes::{Processes, Staff};
+pub use self::streams::{Lanes, StreamLoader, StreamLoaderBuilder};
 pub(crate) use self::task::{Loaded, Task, load};
 pub(crate) use self::threads::Threads;
 pub use self::timings::Timings;

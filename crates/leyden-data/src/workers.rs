@@ -67,6 +67,10 @@ pub trait WorkersFor<D: Dataset>: Send + Sync {
     /// How many; 0 where the caller makes batches itself.
     fn count(&self) -> usize;
 
+    /// One of them, alone.
+    #[doc(hidden)]
+    fn one(&self) -> Box<dyn WorkersFor<D>>;
+
     /// Starts them; nothing where the caller makes batches itself.
     ///
     /// # Errors
@@ -105,6 +109,10 @@ impl<D: Dataset> WorkersFor<D> for InlineWorkers {
         0
     }
 
+    fn one(&self) -> Box<dyn WorkersFor<D>> {
+        Box::new(*self)
+    }
+
     fn start(&self, _: &Arc<D>, _: &CrewPlan) -> Result<Option<Started<D::Batch>>> {
         Ok(None)
     }
@@ -119,6 +127,10 @@ pub struct ThreadWorkers {
 impl<D: Dataset + 'static> WorkersFor<D> for ThreadWorkers {
     fn count(&self) -> usize {
         self.threads
+    }
+
+    fn one(&self) -> Box<dyn WorkersFor<D>> {
+        Box::new(ThreadWorkers { threads: self.threads.min(1) })
     }
 
     fn start(&self, dataset: &Arc<D>, plan: &CrewPlan) -> Result<Option<Started<D::Batch>>> {
@@ -152,6 +164,10 @@ where
         self.0.workers.saturating_mul(self.0.threads_each)
     }
 
+    fn one(&self) -> Box<dyn WorkersFor<D>> {
+        Box::new(ProcessWorkers(self.0.one()))
+    }
+
     fn start(&self, dataset: &Arc<D>, plan: &CrewPlan) -> Result<Option<Started<D::Batch>>> {
         if self.0.workers == 0 {
             return Ok(None);
@@ -171,6 +187,10 @@ where
 {
     fn count(&self) -> usize {
         self.0.workers
+    }
+
+    fn one(&self) -> Box<dyn WorkersFor<D>> {
+        Box::new(ForkWorkers(self.0.one()))
     }
 
     fn start(&self, dataset: &Arc<D>, plan: &CrewPlan) -> Result<Option<Started<D::Batch>>> {

@@ -150,6 +150,11 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
         self
     }
 
+    pub(super) fn boxed_workers(mut self, workers: Box<dyn WorkersFor<D>>) -> Self {
+        self.workers = workers;
+        self
+    }
+
     /// Batches asked for ahead, for each worker (default 2, as PyTorch's). With more, uneven samples stall the training
     /// less; each batch ahead takes memory.
     pub fn prefetch_factor(mut self, batches: usize) -> Self {

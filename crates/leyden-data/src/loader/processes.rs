@@ -195,6 +195,13 @@ pub(crate) struct Staff {
     pub(crate) threads_each: usize,
 }
 
+impl Staff {
+    /// One of them, at most.
+    pub(crate) fn one(self) -> Self {
+        Self { workers: self.workers.min(1), threads_each: 1, ..self }
+    }
+}
+
 fn options(staff: Staff, plan: &CrewPlan) -> PoolOptions {
     PoolOptions {
         name: "leyden data".to_owned(),

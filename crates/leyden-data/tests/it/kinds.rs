@@ -4,7 +4,7 @@ use leyden_data::DataLoader;
 
 use crate::support::{Kind, Leftovers, Noisy, epoch, hash, noisy};
 
-const ALL: [Kind; 8] = [
+const ALL: [Kind; 9] = [
     Kind::Inline,
     Kind::Threads(1),
     Kind::Threads(2),
@@ -13,6 +13,7 @@ const ALL: [Kind; 8] = [
     Kind::Spawn(2),
     Kind::Spawn(4),
     Kind::SpawnThreads(2, 2),
+    Kind::Zygote(2),
 ];
 
 #[test]
