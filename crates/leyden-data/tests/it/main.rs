@@ -1,5 +1,7 @@
 //! The loader with workers of each kind: the same batches from all of them, whatever happens to the workers.
 
+mod arguments;
 mod deaths;
 mod kinds;
+mod stuck;
 mod support;

@@ -55,6 +55,8 @@ pub(crate) enum Act {
     Take(usize),
     /// A row of another width.
     Ragged,
+    /// Reads behind the end of what it has.
+    Missing,
     /// Prints a line to stdout, which panics where nobody can read it, and one to stderr.
     Print,
     /// Starts a program that sleeps, and leaves its number as another mark.
@@ -179,6 +181,7 @@ impl Trouble {
                 std::hint::black_box(&memory);
             }
             Act::Ragged => {}
+            Act::Missing => drop(std::hint::black_box([0_u8; 16])[std::hint::black_box(17)]),
             Act::Print => {
                 println!("a line of a worker");
                 eprintln!("a line of a worker");
