@@ -2,6 +2,7 @@
 
 mod arguments;
 mod deaths;
+mod endings;
 mod kinds;
 mod stuck;
 mod support;
