@@ -85,8 +85,8 @@ pub struct CrewPlan {
     pub(crate) limits: Limits,
     /// Batches that an epoch asks for ahead.
     pub(crate) ahead: usize,
-    /// The largest batch.
-    pub(crate) batch_bytes: u64,
+    /// The largest batch, where somebody has said.
+    pub(crate) batch_bytes: Option<u64>,
     /// Whether samples that fail are left out.
     pub(crate) skip_bad: bool,
 }

@@ -25,7 +25,7 @@ use crate::codes::{POOL_CLOSED, POOL_START, POOL_UNSTAFFED, TASK_PANICKED, TASK_
 use crate::error::{Error, Result};
 use crate::slots::{Loan, Reply, SlotId, SlotView, Slots, SlotsConfig, SlotsWorker, Task};
 use crate::spawn::{Child, Job, Parent, Received, SpawnOptions, Start};
-use crate::supervise::{Cause, Ended, evidence, stop_all};
+use crate::supervise::{Cause, Ended, Evidence, evidence, stop_all};
 use crate::tombstone::{self, State};
 use crate::{contain, futex, sys, threads};
 
@@ -515,7 +515,8 @@ impl Crew {
             let starting = self.working.iter().filter(|member| !member.ready);
             let mut interests: Vec<_> = starting.flat_map(|member| member.child.interests()).collect();
             if !interests.is_empty() {
-                let _ = sys::poll(&mut interests, Some(Instant::now() + Lived::LONGEST / 2));
+                let left = limit.saturating_sub(clock.lived()).clamp(BURIAL, Lived::LONGEST / 2);
+                let _ = sys::poll(&mut interests, Some(Instant::now() + left));
             }
         }
         Ok(())
@@ -531,6 +532,10 @@ impl Crew {
             })
             .collect();
         for mut member in dead {
+            member.look();
+            if !member.ready {
+                self.count_failure();
+            }
             self.shared.rescue(&mut member);
             self.dying.push(member);
         }
@@ -539,7 +544,7 @@ impl Crew {
         let undead: Vec<Member> = self.working.extract_if(.., undead).collect();
         for mut member in undead {
             member.lost = true;
-            let seen = evidence(member.child.pid());
+            let seen = look_at(member.child.pid());
             say(&format!(
                 "leyden: warning: {} (pid {}) was killed and does not die: it is {seen}",
                 member.child.name(),
@@ -559,7 +564,6 @@ impl Crew {
                 self.dying.push(member);
                 continue;
             };
-            member.look();
             // Tasks that it claimed after the first look, too.
             self.shared.rescue(&mut member);
             self.shared.slots.reclaim(member.number);
@@ -570,7 +574,7 @@ impl Crew {
                     Some(_) => Some(unready(&member, limit)),
                     None => ended.clone().into_result(member.child.name()).err(),
                 };
-                self.fail(failure);
+                self.note_failure(failure);
             }
             self.shared.tell(&member, &ended);
         }
@@ -586,7 +590,10 @@ impl Crew {
             }
             match self.hire(worker) {
                 Ok(()) => self.shared.tasks().unstaffed = None,
-                Err(error) => self.fail(Some(error)),
+                Err(error) => {
+                    self.count_failure();
+                    self.note_failure(Some(error));
+                }
             }
         }
         let hopeless = self.futile >= FUTILE || self.spare.is_empty();
@@ -604,17 +611,20 @@ impl Crew {
         }
     }
 
-    /// Takes note of an attempt to start a worker that has failed. The next one comes a little later: what is missing
-    /// may come back.
-    fn fail(&mut self, failure: Option<Error>) {
+    /// An attempt to start a worker has failed. The next one comes a little later: what is missing may come back.
+    fn count_failure(&mut self) {
         self.futile += 1;
         self.not_before = Instant::now() + PAUSE * self.futile as u32;
+    }
+
+    /// Why it has failed.
+    fn note_failure(&mut self, failure: Option<Error>) {
         if let (true, Some(failure)) = (self.futile == FUTILE, &failure) {
             let PoolOptions { name, workers, .. } = &self.shared.options;
+            let left = self.working.len();
             say(&format!(
-                "leyden: warning: {name}: {} of {workers} workers are left; no other was started in {FUTILE} attempts: \
-                 {failure}",
-                self.working.len(),
+                "leyden: warning: {name}: {left} of {workers} workers are left; no other could be started, the last \
+                 time because {failure}",
             ));
         }
         self.failure = failure;
@@ -662,7 +672,7 @@ impl Crew {
                 if member.ready {
                     (self.futile, self.not_before) = (0, Instant::now());
                 } else if member.starting.tick() >= *start && member.stuck.is_none() {
-                    member.kill(format!("starting for {start:?}; {}", evidence(member.child.pid())));
+                    member.kill(format!("starting for {start:?}; {}", look_at(member.child.pid())));
                 }
                 continue;
             }
@@ -687,12 +697,12 @@ impl Crew {
             let Some(member) = self.working.iter_mut().find(|member| member.number == number) else {
                 continue;
             };
-            let seen = evidence(member.child.pid());
-            if seen.is_traced() {
+            if evidence(member.child.pid()).is_traced() {
                 self.shared.pause(number);
                 member.idle = None;
                 continue;
             }
+            let seen = look_at(member.child.pid());
             if warns {
                 let (name, pid) = (member.child.name(), member.child.pid());
                 say(&format!(
@@ -857,8 +867,25 @@ fn unready(member: &Member, limit: Duration) -> Error {
     let error = Error::new(POOL_START, "a worker process did not get ready in time")
         .at("worker", format_args!("{}, pid {}", member.worker, member.child.pid()))
         .at("limit", format_args!("{limit:?}"));
-    let seen = member.stuck.clone().unwrap_or_else(|| evidence(member.child.pid()).to_string());
-    error.at("it is", seen)
+    error.at("it is", member.stuck.clone().unwrap_or_else(|| look_at(member.child.pid())))
+}
+
+/// What the kernel knows of a worker: of its threads except for the two that always wait.
+fn look_at(pid: i32) -> String {
+    const MOST: usize = 4;
+    let mut threads: Vec<i32> = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .filter_map(|thread| thread.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&thread| thread != pid)
+        .collect();
+    threads.sort_unstable();
+    let name =
+        |thread: i32| std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/comm")).unwrap_or_default();
+    threads.retain(|&thread| name(thread).trim() != tombstone::THREAD);
+    let seen = |&thread: &i32| Evidence { threads: Vec::new(), ..evidence(thread) }.to_string();
+    let seen: Vec<String> = threads.iter().take(MOST).map(seen).collect();
+    if seen.is_empty() { evidence(pid).to_string() } else { seen.join("\n") }
 }
 
 /// A line on stderr, which nobody need read.

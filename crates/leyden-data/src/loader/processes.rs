@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use leyden_process::codes::{FILE_SIZE_LIMIT, NOT_MAPPED};
 use leyden_process::pool::{Death, Outcome, POISON as FATAL_DEATHS, Pool, PoolOptions, Work};
 use leyden_process::slots::{Loan, Task as Slot};
 use leyden_process::spawn::Start;
@@ -17,7 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Backend;
 use super::task::{Loaded, Phase, Progress, Spent, Task, initialise, load};
-use crate::codes::{BATCH_UNREADABLE, BATCH_UNWRITABLE, POISON, WORKER_DIED, WORKER_STUCK};
+use crate::codes::{BATCH_UNREADABLE, BATCH_UNWRITABLE, LOADER_ARGUMENT, POISON, WORKER_DIED, WORKER_STUCK};
 use crate::dataset::{Dataset, WorkerInfo};
 use crate::place;
 use crate::say::say;
@@ -44,8 +45,8 @@ impl Processes {
         D: Dataset + Serialize + DeserializeOwned + 'static,
         D::Batch: Serialize + DeserializeOwned,
     {
-        let pool = Pool::start(&Loading::of(dataset), options(staff, plan))?;
-        Ok(Self::of(pool, staff, plan))
+        let work = Loading::of(dataset);
+        Self::with(staff, plan, |options| Pool::start(&work, options))
     }
 
     /// The same by forking.
@@ -57,20 +58,58 @@ impl Processes {
         D: Dataset + 'static,
         D::Batch: Serialize + DeserializeOwned,
     {
-        let pool = Pool::fork(Arc::new(Loading::of(dataset)), options(staff, plan))?;
-        Ok(Self::of(pool, staff, plan))
+        let work = Arc::new(Loading::of(dataset));
+        Self::with(staff, plan, |options| Pool::fork(Arc::clone(&work), options))
     }
 
-    fn of(pool: Pool, staff: Staff, plan: &CrewPlan) -> Self {
-        let (tasks, copies) = (Mutex::default(), AtomicBool::new(false));
-        Self {
+    /// Starts a pool with as many addresses for batches as the limits of this process allow.
+    fn with(staff: Staff, plan: &CrewPlan, start: impl Fn(PoolOptions) -> Result<Pool>) -> Result<Self> {
+        let loans = plan.ahead.saturating_add(HANDED_OUT);
+        if plan.ahead.saturating_add(loans) > MOST_SLOTS {
+            return Err(Error::new(LOADER_ARGUMENT, "worker processes cannot hold so many batches ahead")
+                .at("ahead", format_args!("{} batches, `prefetch_factor` for each worker", plan.ahead))
+                .at("limit", (MOST_SLOTS - HANDED_OUT) / 2)
+                .hint("lower `prefetch_factor`: 2 to 4 are enough unless samples are very uneven"));
+        }
+        let mut options = PoolOptions {
+            name: "leyden data".to_owned(),
+            from: staff.from,
+            workers: staff.workers,
+            threads_each: staff.threads_each,
+            slots: plan.ahead.saturating_mul(EPOCHS_AT_ONCE).saturating_add(loans).min(MOST_SLOTS),
+            slot_bytes: 0,
+            warn: plan.limits.warn,
+            stuck: plan.limits.stuck,
+            start: plan.limits.start,
+            redo: plan.limits.restarts,
+            pardons: plan.skip_bad,
+            describe: Arc::new(describe),
+        };
+        let chosen = plan.batch_bytes.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let mut sizes = chosen.map_or(BATCH_BYTES.to_vec(), |bytes| vec![bytes]).into_iter().peekable();
+        let pool = loop {
+            options.slot_bytes = sizes.next().unwrap_or_default();
+            match start(options.clone()) {
+                Ok(pool) => break pool,
+                // A limit on addresses or files, which a smaller reservation may fit into.
+                Err(error) if [FILE_SIZE_LIMIT, NOT_MAPPED].contains(&error.code()) => {
+                    if sizes.peek().is_none() {
+                        return Err(error
+                            .at("batches", format_args!("{} of {} bytes each", options.slots, options.slot_bytes))
+                            .hint("reserve less: `.max_batch_bytes(..)`, a lower `prefetch_factor`, fewer workers"));
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        Ok(Self {
             pool,
-            tasks,
+            tasks: Mutex::default(),
             workers: staff.workers,
             restarts: plan.limits.restarts,
-            loans: loans(plan),
-            copies,
-        }
+            loans,
+            copies: AtomicBool::new(false),
+        })
     }
 
     fn tasks(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Task>> {
@@ -116,7 +155,7 @@ impl Processes {
         };
         let error =
             error.at("worker", format_args!("{} of {}, pid {}", death.worker, self.workers, death.pid));
-        let error = if death.stuck.is_none() { error.at("cause", &death.ended.cause) } else { error };
+        let error = if death.stuck.is_none() { error.at("cause", death.ended.cause) } else { error };
         let error = match (sample, phase) {
             (Some(sample), _) => error.at("sample", sample),
             (None, Some(phase)) => error.at("in", phase.name()),
@@ -200,28 +239,6 @@ impl Staff {
     pub(crate) fn one(self) -> Self {
         Self { workers: self.workers.min(1), threads_each: 1, ..self }
     }
-}
-
-fn options(staff: Staff, plan: &CrewPlan) -> PoolOptions {
-    PoolOptions {
-        name: "leyden data".to_owned(),
-        from: staff.from,
-        workers: staff.workers,
-        threads_each: staff.threads_each,
-        slots: plan.ahead * EPOCHS_AT_ONCE + loans(plan),
-        slot_bytes: usize::try_from(plan.batch_bytes).unwrap_or(usize::MAX),
-        warn: plan.limits.warn,
-        stuck: plan.limits.stuck,
-        start: plan.limits.start,
-        redo: plan.limits.restarts,
-        pardons: plan.skip_bad,
-        describe: Arc::new(describe),
-    }
-}
-
-/// How many batches may lie in shared memory after they were handed out.
-fn loans(plan: &CrewPlan) -> usize {
-    plan.ahead + HANDED_OUT
 }
 
 /// The sample that a dead worker was loading.
@@ -344,6 +361,10 @@ struct Head {
     pack: Duration,
 }
 
+/// The largest batch, where nobody has said: the first of these that the system allows.
+const BATCH_BYTES: [usize; 4] = [4 << 30, 1 << 30, 256 << 20, 64 << 20];
+/// How many slots there can be.
+const MOST_SLOTS: usize = 4096;
 /// Epochs of one loader that can be iterated at the same time.
 const EPOCHS_AT_ONCE: usize = 4;
 /// Batches that the trainer may hold besides as many as it asks for ahead.

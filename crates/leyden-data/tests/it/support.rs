@@ -2,6 +2,7 @@
 
 pub(crate) mod kind;
 pub(crate) mod leftovers;
+pub(crate) mod program;
 pub(crate) mod trouble;
 
 use std::collections::BTreeMap;
@@ -13,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::kind::Kind;
 pub(crate) use self::leftovers::Leftovers;
+use self::trouble::Fnv;
 pub(crate) use self::trouble::{Act, LONG, Trouble};
-use self::trouble::{Fnv, TroubleBatch};
 
 /// Noisy rows with a label and a name: a batch with arrays and with what is none.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -48,7 +49,7 @@ impl Dataset for Noisy {
 
 /// A hash of all batches of an epoch, bit for bit, in their order.
 pub(crate) fn hash<'a>(batches: impl Iterator<Item = &'a NoisyBatch>) -> u64 {
-    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
+    let mut hasher = Fnv::default();
     for (rows, labels, names, extra) in batches {
         rows.iter().for_each(|value| hasher.write_u32(value.to_bits()));
         labels.iter().for_each(|&label| hasher.write_i64(label));
@@ -78,17 +79,20 @@ pub(crate) fn troubled(kind: Kind, dataset: &Trouble) -> DataLoaderBuilder<Troub
 
 /// The hash of an epoch without trouble, made by nobody else.
 pub(crate) fn calm_hash(dataset: &Trouble, number: u64) -> u64 {
-    let loader = troubled(Kind::Inline, &dataset.calm()).build().unwrap();
-    let batches: Vec<TroubleBatch> = loader.epoch(number).map(|batch| batch.unwrap().data).collect();
-    trouble::hash(&batches)
+    whole_hash(&troubled(Kind::Inline, &dataset.calm()).build().unwrap(), number)
 }
 
 /// All batches of an epoch, which must be there, as a hash.
 pub(crate) fn whole_hash(loader: &DataLoader<Trouble>, number: u64) -> u64 {
-    let batches: Vec<TroubleBatch> =
-        loader.epoch(number).map(|batch| batch.unwrap_or_else(|error| panic!("{error:?}")).data).collect();
-    assert_eq!(batches.len(), loader.epoch(number).len());
-    trouble::hash(&batches)
+    let mut hasher = Fnv::default();
+    let mut epoch = loader.epoch(number);
+    let expected = epoch.len();
+    let count = epoch
+        .by_ref()
+        .map(|batch| hasher.add(&batch.unwrap_or_else(|error| panic!("{error:?}")).data))
+        .count();
+    assert_eq!(count, expected);
+    hasher.finish()
 }
 
 /// The batches of an epoch: the numbers of their samples, or their error.

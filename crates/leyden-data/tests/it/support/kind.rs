@@ -36,6 +36,17 @@ impl Kind {
         }
     }
 
+    /// For the arguments of a program.
+    pub(crate) fn name(self) -> String {
+        format!("{self:?}")
+    }
+
+    /// The kind with this name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let known = [1, 2].map(|n| [Self::Threads(n), Self::Spawn(n)]).concat();
+        [Self::Inline].into_iter().chain(known).find(|kind| kind.name() == name)
+    }
+
     /// This kind with one worker.
     pub(crate) fn alone(self) -> Self {
         match self {

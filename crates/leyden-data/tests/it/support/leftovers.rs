@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,16 +25,15 @@ struct Counted {
     mappings: usize,
     /// Leyden's.
     threads: BTreeMap<String, usize>,
-    /// Names in `/dev/shm`.
-    names: BTreeSet<PathBuf>,
+    /// Leyden's names in `/dev/shm`; others use it too.
+    names: BTreeSet<String>,
 }
 
 impl Leftovers {
     /// Waits until it is alone, and counts.
     pub(crate) fn before() -> Self {
-        static ALONE: Mutex<()> = Mutex::new(());
         static SERVANTS: Once = Once::new();
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = alone();
         // The threads that serve all processes start with the first, and stay.
         SERVANTS.call_once(|| {
             let folder = tempfile::tempdir().unwrap();
@@ -53,6 +51,12 @@ impl Leftovers {
             panic!("something is left: {:#?}\nbefore: {:#?}", Counted::now(), self.before);
         }
     }
+}
+
+/// Waits until no other test starts processes.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits for a condition; says whether it came.
@@ -89,14 +93,14 @@ impl Counted {
             descriptors: count(links("/proc/self/fd").into_iter().map(kind_of_descriptor)),
             mappings: maps.lines().filter(|line| line.contains("memfd:leyden")).count(),
             threads: count(threads().into_iter().filter(|name| name.starts_with("leyden"))),
-            names: fs::read_dir("/dev/shm")
-                .into_iter()
-                .flatten()
-                .flatten()
-                .map(|entry| entry.path())
-                .collect(),
+            names: names("/dev/shm").filter(|name| name.contains("leyden")).collect(),
         }
     }
+}
+
+fn names(folder: &str) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
 }
 
 /// Names of this process's threads.
@@ -129,8 +133,7 @@ fn count(names: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
 
 /// The numbers of all processes.
 pub(crate) fn processes() -> impl Iterator<Item = i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+    names("/proc").filter_map(|name| name.parse().ok())
 }
 
 /// Some fields of `/proc/*/stat`.

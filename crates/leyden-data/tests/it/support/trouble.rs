@@ -55,8 +55,14 @@ pub(crate) enum Act {
     Take(usize),
     /// A row of another width.
     Ragged,
+    /// Reads behind the end of what it has.
+    Missing,
     /// Prints a line to stdout, which panics where nobody can read it, and one to stderr.
     Print,
+    /// Fails if more sockets are open.
+    Sockets(usize),
+    /// Runs this program with the argument `hello`, which must not take it for a worker.
+    Hello(PathBuf),
     /// Starts a program that sleeps, and leaves its number as another mark.
     Program,
     /// Starts a program, and dies.
@@ -179,9 +185,23 @@ impl Trouble {
                 std::hint::black_box(&memory);
             }
             Act::Ragged => {}
+            Act::Missing => drop(std::hint::black_box([0_u8; 16])[std::hint::black_box(17)]),
             Act::Print => {
                 println!("a line of a worker");
                 eprintln!("a line of a worker");
+            }
+            Act::Sockets(most) => {
+                let open: Vec<String> = (fs::read_dir("/proc/self/fd")?.flatten())
+                    .filter_map(|entry| {
+                        Some(fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned())
+                    })
+                    .collect();
+                let sockets = open.iter().filter(|name| name.starts_with("socket:")).count();
+                assert!(sockets <= *most, "inherited: {open:?}");
+            }
+            Act::Hello(program) => {
+                let output = std::process::Command::new(program).arg("hello").output()?;
+                assert_eq!(String::from_utf8_lossy(&output.stdout), "hello from main\n", "{output:?}");
             }
             Act::Program => self.start_program()?,
             Act::ProgramThenAbort => {
@@ -231,16 +251,26 @@ pub(crate) type TroubleBatch = (Array<f32>, Array<u64>);
 
 /// A hash of batches, bit for bit, in their order.
 pub(crate) fn hash<'a>(batches: impl IntoIterator<Item = &'a TroubleBatch>) -> u64 {
-    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
-    for (rows, numbers) in batches {
-        rows.iter().for_each(|value| hasher.write_u32(value.to_bits()));
-        numbers.iter().for_each(|&number| hasher.write_u64(number));
-    }
+    let mut hasher = Fnv::default();
+    batches.into_iter().for_each(|batch| hasher.add(batch));
     hasher.finish()
 }
 
 /// FNV-1a.
-pub(crate) struct Fnv(pub(crate) u64);
+pub(crate) struct Fnv(u64);
+
+impl Fnv {
+    pub(crate) fn add(&mut self, (rows, numbers): &TroubleBatch) {
+        rows.iter().for_each(|value| self.write_u32(value.to_bits()));
+        numbers.iter().for_each(|&number| self.write_u64(number));
+    }
+}
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
 
 impl std::hash::Hasher for Fnv {
     fn finish(&self) -> u64 {
