@@ -54,6 +54,12 @@ pub const BUSY: Code = Code::new("L0906", exit::TRAINING_FAILED);
 pub const BATCH_UNREADABLE: Code = Code::new("L0907", exit::TRAINING_FAILED);
 /// A batch cannot be handed over by a worker process.
 pub const BATCH_UNWRITABLE: Code = Code::new("L0908", exit::TRAINING_FAILED);
+/// A loader ended before its length.
+pub const LOADER_ENDED: Code = Code::new("L0931", exit::TRAINING_FAILED);
+/// A stream is longer or shorter than it was said to be.
+pub const STREAM_LENGTH: Code = Code::new("L0932", exit::TRAINING_FAILED);
+/// A stream's code panicked.
+pub const STREAM_PANICKED: Code = Code::new("L0933", exit::TRAINING_FAILED);
 /// An array's shape and elements do not fit together.
 pub const ARRAY_SHAPE: Code = Code::new("L0501", exit::TRAINING_FAILED);
 /// The samples of a batch cannot be stacked: they differ in shape or keys.
@@ -141,6 +147,9 @@ mod tests {
             WORKER_DIED,
             POISON,
             BUSY,
+            LOADER_ENDED,
+            STREAM_LENGTH,
+            STREAM_PANICKED,
             BATCH_UNREADABLE,
             BATCH_UNWRITABLE,
             ARRAY_SHAPE,

@@ -130,6 +130,10 @@ impl SampleCx {
         Self { seed, epoch, index, rng: None }
     }
 
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// The epoch, from 0.
     pub fn epoch(&self) -> u64 {
         self.epoch

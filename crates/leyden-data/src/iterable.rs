@@ -18,6 +18,12 @@ pub trait IterableDataset: Send + Sync {
     /// How many streams there are. The loader asks once, when it is built.
     fn shards(&self) -> usize;
 
+    /// How many samples shard `shard` has, if that is known: then the number of batches is, too.
+    fn shard_len(&self, shard: usize) -> Option<usize> {
+        let _ = shard;
+        None
+    }
+
     /// The samples of shard `shard`, below `shards()`, in an order that is a function of the data, `shard` and `cx`
     /// alone: a worker that died is replaced by one that reads the stream again.
     ///

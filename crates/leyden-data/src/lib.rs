@@ -32,6 +32,7 @@ mod array;
 mod batching;
 pub mod codes;
 mod collate;
+mod combined;
 mod cursor;
 mod dataset;
 mod files;
@@ -56,6 +57,7 @@ pub use adapters::{
 pub use array::{Array, Element};
 pub use batching::{Batching, EpochOrder, Indices, Tail};
 pub use collate::{Collate, Interleave, Pick, default_collate, pad_collate};
+pub use combined::{CombinedLoader, CombinedMode};
 pub use cursor::Cursor;
 pub use dataset::{Dataset, SampleCx, SplitLength, Subset, WorkerInfo, random_split};
 pub use files::csv::{CsvDataset, CsvOptions};
@@ -69,7 +71,10 @@ pub use image::{Image, ImageTransform};
 pub use iterable::{IterableDataset, Stream, StreamCx};
 pub use leyden_macros::Collate;
 pub use leyden_process::{Error, Result};
-pub use loader::{BadSample, Batch, DataLoader, DataLoaderBuilder, Epoch, Loader, Timings};
+pub use loader::{
+    BadSample, Batch, DataLoader, DataLoaderBuilder, Epoch, Lanes, Loader, StreamLoader, StreamLoaderBuilder,
+    Timings,
+};
 pub use permutation::Permutation;
 pub use rng::{SampleRng, mix};
 pub use sampler::{
@@ -77,4 +82,6 @@ pub use sampler::{
     SubsetRandomSampler, WeightedRandomSampler, batch_sampler_fn, sampler_fn,
 };
 pub use tensors::{Row, TensorDataset, Tensors};
-pub use workers::{CrewPlan, InlineWorkers, ProcessWorkers, Started, ThreadWorkers, Workers, WorkersFor};
+pub use workers::{
+    CrewPlan, ForkWorkers, InlineWorkers, ProcessWorkers, Started, ThreadWorkers, Workers, WorkersFor,
+};

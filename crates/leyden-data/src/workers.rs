@@ -1,14 +1,18 @@
 //! Where batches are made: by the caller, by threads, or by processes.
 
 use std::fmt;
+use std::num::NonZero;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use leyden_process::Result;
+use leyden_process::spawn::Start;
+use leyden_process::{Result, contain};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::dataset::Dataset;
-use crate::loader::{Backend, Limits, Processes, Threads};
+use crate::dataset::{Dataset, SampleCx};
+use crate::loader::{Backend, Limits, Processes, Staff, Threads};
+use crate::say::say;
 
 /// The kinds of workers, for [`DataLoaderBuilder::workers`](crate::DataLoaderBuilder::workers).
 ///
@@ -17,6 +21,9 @@ use crate::loader::{Backend, Limits, Processes, Threads};
 /// | [`inline`](Self::inline) | nothing | the specification, and the mode to debug in |
 /// | [`threads`](Self::threads) | a `'static` data set | errors and panics; a stuck thread is given up, not ended |
 /// | [`spawn`](Self::spawn) | data set and batch with serde's traits | crashes, `exit`, kills and hangs too: the worker is replaced, and its batches made again, bit for bit |
+/// | [`zygote`](Self::zygote) | the same | the same |
+/// | [`auto`](Self::auto) | as threads | as threads |
+/// | [`fork`](Self::fork) | a batch with serde's traits, and no other threads | the same, but dead workers are not replaced |
 #[derive(Clone, Copy, Debug)]
 pub struct Workers;
 
@@ -36,7 +43,29 @@ impl Workers {
     /// run again, and a start takes milliseconds. 0 is [`inline`](Self::inline). For data sets that call into foreign
     /// libraries, or into code that may hang.
     pub fn spawn(n: usize) -> ProcessWorkers {
-        ProcessWorkers { workers: n, threads_each: 1 }
+        ProcessWorkers(Staff { from: Start::Exec, workers: n, threads_each: 1 })
+    }
+
+    /// `n` processes, forked from one that was started anew and has read the data set (PyTorch: `"forkserver"`). They
+    /// share what it has read, and each starts in a fraction of a millisecond. On Linux only: `P0115` elsewhere.
+    pub fn zygote(n: usize) -> ProcessWorkers {
+        ProcessWorkers(Staff { from: Start::Zygote, workers: n, threads_each: 1 })
+    }
+
+    /// `n` processes, forked from this one (PyTorch: `"fork"`): the data set need not be serialised, and is shared until
+    /// somebody writes to it. Refused while the program has threads other than Leyden's, because their locks would stay
+    /// locked for ever in the workers: before the first tensor is made, as a rule. A forked worker that dies is not
+    /// replaced; the others make its batches. On Linux only: `P0115` elsewhere.
+    pub fn fork(n: usize) -> ForkWorkers {
+        ForkWorkers(Staff { from: Start::Fork, workers: n, threads_each: 1 })
+    }
+}
+
+impl Workers {
+    /// As many threads as there are cores for this program, or none where a batch is made faster than it is handed over.
+    /// It loads a few samples to measure that, when the loader is built, and says on stderr what it chose and why.
+    pub fn auto() -> AutoWorkers {
+        AutoWorkers
     }
 }
 
@@ -49,6 +78,17 @@ impl Workers {
 pub trait WorkersFor<D: Dataset>: Send + Sync {
     /// How many; 0 where the caller makes batches itself.
     fn count(&self) -> usize;
+
+    /// What they turn out to be for this data set and batches of that many samples, where that is not settled yet.
+    #[doc(hidden)]
+    fn settle(&self, dataset: &D, batch_size: usize) -> Option<Box<dyn WorkersFor<D>>> {
+        let _ = (dataset, batch_size);
+        None
+    }
+
+    /// One of them, alone.
+    #[doc(hidden)]
+    fn one(&self) -> Box<dyn WorkersFor<D>>;
 
     /// Starts them; nothing where the caller makes batches itself.
     ///
@@ -64,8 +104,10 @@ pub struct CrewPlan {
     pub(crate) limits: Limits,
     /// Batches that an epoch asks for ahead.
     pub(crate) ahead: usize,
-    /// The largest batch.
-    pub(crate) batch_bytes: u64,
+    /// The largest batch, where somebody has said.
+    pub(crate) batch_bytes: Option<u64>,
+    /// Whether samples that fail are left out.
+    pub(crate) skip_bad: bool,
 }
 
 /// Workers, started.
@@ -86,6 +128,10 @@ impl<D: Dataset> WorkersFor<D> for InlineWorkers {
         0
     }
 
+    fn one(&self) -> Box<dyn WorkersFor<D>> {
+        Box::new(*self)
+    }
+
     fn start(&self, _: &Arc<D>, _: &CrewPlan) -> Result<Option<Started<D::Batch>>> {
         Ok(None)
     }
@@ -102,6 +148,10 @@ impl<D: Dataset + 'static> WorkersFor<D> for ThreadWorkers {
         self.threads
     }
 
+    fn one(&self) -> Box<dyn WorkersFor<D>> {
+        Box::new(ThreadWorkers { threads: self.threads.min(1) })
+    }
+
     fn start(&self, dataset: &Arc<D>, plan: &CrewPlan) -> Result<Option<Started<D::Batch>>> {
         if self.threads == 0 {
             return Ok(None);
@@ -110,19 +160,82 @@ impl<D: Dataset + 'static> WorkersFor<D> for ThreadWorkers {
     }
 }
 
-/// [`Workers::spawn`].
+/// [`Workers::auto`].
 #[derive(Clone, Copy, Debug)]
-pub struct ProcessWorkers {
-    workers: usize,
-    threads_each: usize,
+pub struct AutoWorkers;
+
+impl<D: Dataset + 'static> WorkersFor<D> for AutoWorkers {
+    fn count(&self) -> usize {
+        cores()
+    }
+
+    fn one(&self) -> Box<dyn WorkersFor<D>> {
+        Box::new(Workers::threads(1))
+    }
+
+    fn settle(&self, dataset: &D, batch_size: usize) -> Option<Box<dyn WorkersFor<D>>> {
+        let Some(batch) = measure(dataset, batch_size) else {
+            // What failed says so when its batch is made.
+            return Some(Box::new(Workers::inline()));
+        };
+        let cores = cores();
+        if batch < HANDED_OVER || cores == 1 {
+            let why = if cores == 1 { "there is one core" } else { "workers would not gain" };
+            say(&format!("leyden: batches are made by whoever asks: one takes about {batch:.1?}, and {why}"));
+            return Some(Box::new(Workers::inline()));
+        }
+        say(&format!(
+            "leyden: batches are made by {cores} threads, one for each core: one takes about {batch:.1?}"
+        ));
+        Some(Box::new(Workers::threads(cores)))
+    }
+
+    fn start(&self, dataset: &Arc<D>, plan: &CrewPlan) -> Result<Option<Started<D::Batch>>> {
+        Workers::threads(cores()).start(dataset, plan)
+    }
 }
+
+/// About how long a batch of `samples` samples takes; nothing if a sample fails.
+fn measure<D: Dataset>(dataset: &D, samples: usize) -> Option<Duration> {
+    let tried = samples.min(dataset.len()).min(TRIED);
+    let began = Instant::now();
+    let mut loaded = 0;
+    let items: Vec<D::Item> = (0..tried)
+        .map_while(|index| {
+            let soon = began.elapsed() < PATIENCE || index == 0;
+            soon.then(|| contain(|| dataset.get(index, &mut SampleCx::new(0, 0, index))).ok()?.ok()).flatten()
+        })
+        .inspect(|_| loaded += 1)
+        .collect();
+    if items.is_empty() {
+        return None;
+    }
+    contain(|| dataset.collate(items)).ok()?.ok()?;
+    Some(began.elapsed() * u32::try_from(samples).unwrap_or(u32::MAX) / loaded)
+}
+
+/// The cores that this program may use, by affinity and container.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// Samples to measure by, and how long that may take.
+const TRIED: usize = 64;
+const PATIENCE: Duration = Duration::from_millis(50);
+/// Batches that are made faster than this gain nothing from another thread: waking it and giving the batch back cost
+/// some tens of microseconds.
+const HANDED_OVER: Duration = Duration::from_micros(200);
+
+/// [`Workers::spawn`] and [`Workers::zygote`].
+#[derive(Clone, Copy, Debug)]
+pub struct ProcessWorkers(Staff);
 
 impl ProcessWorkers {
     /// How many batches each process makes at once (default 1). Few processes with several threads share what the data
     /// set holds.
     #[must_use]
     pub fn threads_each(mut self, threads: usize) -> Self {
-        self.threads_each = threads.max(1);
+        self.0.threads_each = threads.max(1);
         self
     }
 }
@@ -133,13 +246,42 @@ where
     D::Batch: Serialize + DeserializeOwned,
 {
     fn count(&self) -> usize {
-        self.workers.saturating_mul(self.threads_each)
+        self.0.workers.saturating_mul(self.0.threads_each)
+    }
+
+    fn one(&self) -> Box<dyn WorkersFor<D>> {
+        Box::new(ProcessWorkers(self.0.one()))
     }
 
     fn start(&self, dataset: &Arc<D>, plan: &CrewPlan) -> Result<Option<Started<D::Batch>>> {
-        if self.workers == 0 {
+        if self.0.workers == 0 {
             return Ok(None);
         }
-        Ok(Some(Started(Arc::new(Processes::start(dataset, self.workers, self.threads_each, plan)?))))
+        Ok(Some(Started(Arc::new(Processes::start(dataset, self.0, plan)?))))
+    }
+}
+
+/// [`Workers::fork`].
+#[derive(Clone, Copy, Debug)]
+pub struct ForkWorkers(Staff);
+
+impl<D> WorkersFor<D> for ForkWorkers
+where
+    D: Dataset + 'static,
+    D::Batch: Serialize + DeserializeOwned,
+{
+    fn count(&self) -> usize {
+        self.0.workers
+    }
+
+    fn one(&self) -> Box<dyn WorkersFor<D>> {
+        Box::new(ForkWorkers(self.0.one()))
+    }
+
+    fn start(&self, dataset: &Arc<D>, plan: &CrewPlan) -> Result<Option<Started<D::Batch>>> {
+        if self.0.workers == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Started(Arc::new(Processes::fork(dataset, self.0, plan)?))))
     }
 }

@@ -98,14 +98,7 @@ pub(crate) fn is_in_the_program(address: usize) -> bool {
     #[cfg(target_os = "linux")]
     return Image::of_the_program().is_some_and(|image| image.has_code_at(address));
     #[cfg(target_vendor = "apple")]
-    return {
-        // SAFETY: an all-zero `Dl_info` is an empty one, which dladdr fills; the program is image 0, and there always.
-        unsafe {
-            let mut found: libc::Dl_info = std::mem::zeroed();
-            let known = libc::dladdr(std::ptr::with_exposed_provenance(address), &mut found) != 0;
-            known && found.dli_fbase.addr() == _dyld_get_image_header(0).addr()
-        }
-    };
+    return image_of(address) == Some(program());
     #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
     return address != 0;
 }
@@ -113,6 +106,27 @@ pub(crate) fn is_in_the_program(address: usize) -> bool {
 /// Whether the fixed function itself is in the program and not in a library.
 pub(crate) fn anchor_is_in_the_program() -> bool {
     function_at(0).is_some()
+}
+
+/// Where the image begins that has this address.
+#[cfg(target_vendor = "apple")]
+fn image_of(address: usize) -> Option<usize> {
+    // SAFETY: an all-zero `Dl_info` is an empty one, which dladdr fills if it knows the address.
+    unsafe {
+        let mut found: libc::Dl_info = std::mem::zeroed();
+        let known = libc::dladdr(std::ptr::with_exposed_provenance(address), &mut found) != 0;
+        known.then(|| found.dli_fbase.addr())
+    }
+}
+
+/// Where the program's image begins.
+#[cfg(target_vendor = "apple")]
+fn program() -> usize {
+    unsafe extern "C" {
+        fn _dyld_get_image_header(number: u32) -> *const std::ffi::c_void;
+    }
+    // SAFETY: the program is image 0, and there always.
+    unsafe { _dyld_get_image_header(0).addr() }
 }
 
 /// A fixed place in the image. Never inlined, and not generic, so that there is one.

@@ -72,7 +72,7 @@ pub(crate) fn limit(resource: Resource) -> Option<u64> {
             Resource::FileSize => libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit),
         }
     };
-    (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+    (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur as _)
 }
 
 /// Ends the process at once: no destructor, no exit handler, no flush.

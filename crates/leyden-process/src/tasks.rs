@@ -1,17 +1,17 @@
 //! What a pool is asked and what it answers, however it reaches its workers.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
+use crate::codes::POOL_UNSTAFFED;
 use crate::error::{Error, Result};
 use crate::slots::{Loan, Task};
-use crate::supervise::Ended;
+use crate::spawn::Start;
+use crate::supervise::{Ended, Evidence, evidence};
 
-/// What the workers of a pool do. The value is serialised once, and each worker has a copy.
-pub trait Work: Serialize + DeserializeOwned + Send + Sync + 'static {
+/// What the workers of a pool do.
+pub trait Work: Send + Sync + 'static {
     /// Prepares worker `worker` of `workers`.
     ///
     /// # Errors
@@ -31,6 +31,8 @@ pub trait Work: Serialize + DeserializeOwned + Send + Sync + 'static {
 pub struct PoolOptions {
     /// What the processes are called, in `ps` and in messages.
     pub name: String,
+    /// Where the processes come from.
+    pub from: Start,
     /// How many processes.
     pub workers: usize,
     /// How many tasks each of them does at once.
@@ -47,6 +49,9 @@ pub struct PoolOptions {
     pub start: Duration,
     /// How many deaths are made good, until the pool is [renewed](crate::pool::Pool::renew).
     pub redo: usize,
+    /// Whether deaths at one task do not count for others while it is open: a task that turns out to be what kills is
+    /// changed, and its deaths are [pardoned](crate::pool::Pool::pardon).
+    pub pardons: bool,
     /// A task in words, for messages: of its request, and the phase and progress that it has noted.
     pub describe: Describe,
 }
@@ -80,11 +85,54 @@ pub struct Death {
     pub progress: u64,
     /// What the task noted last.
     pub phase: u8,
-    /// How many workers have died at this task.
+    /// How many workers in a row have died at this task, in this place of it.
     pub deaths: usize,
     /// How many deaths were made good since the pool was renewed.
     pub redone: usize,
 }
 
-/// A task that has killed this many workers is not tried again.
+/// A task that has killed this many workers in a row, in one and the same place of it, is not tried again.
 pub const POISON: usize = 3;
+
+/// After so many attempts in a row to start a worker, no further one is made.
+pub(crate) const FUTILE: usize = 3;
+/// How much longer to wait after each of them.
+pub(crate) const PAUSE: Duration = Duration::from_millis(50);
+
+/// The error of tasks that nobody will do, with the reason why the last worker could not be started.
+pub(crate) fn unstaffed(failure: Option<&Error>) -> Error {
+    let error = Error::new(POOL_UNSTAFFED, "no worker process is left, and none can be started");
+    let Some(cause) = failure else { return error };
+    let error = error.why(format_args!("error[{}]: {cause}", cause.code()));
+    let error = cause.reasons().iter().fold(error, Error::why);
+    cause.places().fold(error, |error, (label, place)| error.at(label, place))
+}
+
+/// What the kernel knows of a worker: of its threads except for those that always wait.
+pub(crate) fn look_at(pid: i32) -> String {
+    const MOST: usize = 4;
+    let mut threads: Vec<i32> = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .filter_map(|thread| thread.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&thread| thread != pid)
+        .collect();
+    threads.sort_unstable();
+    let name =
+        |thread: i32| std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/comm")).unwrap_or_default();
+    threads.retain(|&thread| name(thread).trim() != WAITS);
+    let seen = |&thread: &i32| Evidence { threads: Vec::new(), ..evidence(thread) }.to_string();
+    let seen: Vec<String> = threads.iter().take(MOST).map(seen).collect();
+    if seen.is_empty() { evidence(pid).to_string() } else { seen.join("\n") }
+}
+
+/// The thread of a worker that always waits, besides the main one.
+#[cfg(not(leyden_portable))]
+const WAITS: &str = crate::tombstone::THREAD;
+#[cfg(leyden_portable)]
+const WAITS: &str = crate::worker::WATCH;
+
+/// A line on stderr, which nobody need read.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

@@ -1,4 +1,4 @@
-//! Threads of Leyden's own that live as long as the process, and those that are not Leyden's.
+//! Threads of Leyden's own, which do not stand in the way of a fork, and those that are not Leyden's.
 
 #[cfg(not(leyden_portable))]
 use std::collections::BTreeSet;
@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-/// Starts a thread that never ends, holds no lock while it waits, and so may be there when a process is forked.
+/// Starts a thread that holds no lock of general use while it waits, and so may be there when a process is forked.
 pub(crate) fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     /// A new thread runs within microseconds; a machine that is this busy is not usable.
     const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,6 +21,8 @@ pub(crate) fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Res
         // Nobody listens only if the caller has given up.
         let _ = known.send(());
         body();
+        #[cfg(not(leyden_portable))]
+        ours().remove(&current());
     })?;
     is_known.recv_timeout(PATIENCE).map_err(|_| io::ErrorKind::TimedOut.into())
 }

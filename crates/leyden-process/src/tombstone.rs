@@ -61,7 +61,7 @@ where
         |why: String| Error::new(codes::NO_TOMBSTONE, "a worker's tombstone could not be taken").why(why);
     let (taken, told) = mpsc::sync_channel(1);
     thread::Builder::new()
-        .name("tombstone".into())
+        .name(THREAD.into())
         .stack_size(STACK)
         .spawn(move || lie(of(&memory), &taken))
         .map_err(|error| refused(format!("its thread did not start: {error}")))?;
@@ -134,6 +134,9 @@ struct RobustList {
 struct RobustNode {
     next: *mut RobustNode,
 }
+
+/// The thread's name.
+pub(crate) const THREAD: &str = "tombstone";
 
 /// Enough for the C library's and the standard library's own thread data, and a shallow call.
 const STACK: usize = 64 << 10;

@@ -79,6 +79,10 @@ where
         self.dataset.shards()
     }
 
+    fn shard_len(&self, shard: usize) -> Option<usize> {
+        self.dataset.shard_len(shard)
+    }
+
     fn stream(&self, shard: usize, cx: StreamCx) -> Result<Stream<'_, U>> {
         let items = self.dataset.stream(shard, cx.below(0, shard))?;
         Ok(Box::new((0..).zip(items).map(move |(position, item)| (self.f)(item?, &mut cx.rng(position)))))
@@ -158,6 +162,10 @@ where
 
     fn shards(&self) -> usize {
         self.dataset.shards()
+    }
+
+    fn shard_len(&self, shard: usize) -> Option<usize> {
+        self.dataset.shard_len(shard)
     }
 
     fn stream(&self, shard: usize, cx: StreamCx) -> Result<Stream<'_, D::Item>> {

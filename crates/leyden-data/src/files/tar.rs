@@ -214,6 +214,12 @@ impl IterableDataset for TarStream {
         self.index.shards.len()
     }
 
+    fn shard_len(&self, shard: usize) -> Option<usize> {
+        let ends = &self.index.shard_ends;
+        let start = shard.checked_sub(1).map_or(Some(&0), |before| ends.get(before))?;
+        Some(ends.get(shard)? - start)
+    }
+
     fn stream(&self, shard: usize, _: StreamCx) -> Result<Stream<'_, TarSample>> {
         let index = &self.index;
         let archive = index.shards.get(shard).ok_or_else(|| out_of_range(shard, index.shards.len()))?;

@@ -170,8 +170,12 @@ impl Control {
         loop {
             match incoming.next(self.0.read.as_fd())? {
                 Some(frame) => return Ok(frame),
-                None if sys::poll(&mut [sys::interest(self.as_fd(), libc::POLLIN)], deadline)? => {}
-                None => return Ok(Got::TimedOut),
+                None if deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
+                    return Ok(Got::TimedOut);
+                }
+                None => {
+                    sys::poll(&mut [sys::interest(self.as_fd(), libc::POLLIN)], deadline)?;
+                }
             }
         }
     }
@@ -350,6 +354,8 @@ struct Incoming {
     start: usize,
     end: usize,
     partial: Option<Partial>,
+    /// The last read has found less than there was room for: nothing more is there, most likely.
+    emptied: bool,
 }
 
 struct Partial {
@@ -365,7 +371,7 @@ enum Body {
 
 impl Default for Incoming {
     fn default() -> Self {
-        Self { buffer: vec![0; 64 << 10], start: 0, end: 0, partial: None }
+        Self { buffer: vec![0; 64 << 10], start: 0, end: 0, partial: None, emptied: false }
     }
 }
 
@@ -375,6 +381,10 @@ impl Incoming {
         loop {
             if let Some(frame) = self.take()? {
                 return Ok(Some(frame));
+            }
+            // Whoever waits polls, and comes again.
+            if std::mem::take(&mut self.emptied) {
+                return Ok(None);
             }
             match self.fill(fd) {
                 Ok(0) => return Ok(Some(Got::Closed)),
@@ -424,11 +434,15 @@ impl Incoming {
         if let Some(partial) = &mut self.partial
             && partial.missing().len() >= self.buffer.len()
         {
-            let count = sys::read(fd, partial.missing())?;
+            let missing = partial.missing();
+            let count = sys::read(fd, missing)?;
+            self.emptied = count < missing.len();
             partial.filled += count;
             return Ok(count);
         }
-        let count = sys::read(fd, &mut self.buffer[self.end..])?;
+        let free = &mut self.buffer[self.end..];
+        let count = sys::read(fd, free)?;
+        self.emptied = count < free.len();
         self.end += count;
         Ok(count)
     }

@@ -9,22 +9,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::control::{Control, Got, Tag};
 use super::memory::Buffer;
 use super::slots::{Counts, Loan, News, Posted, Reply, Task, take_ticket};
 use crate::clock::Lived;
-use crate::codes::{
-    POOL_CLOSED, POOL_START, POOL_UNSTAFFED, SLOT_FULL, SLOTS_CONFIG, TASK_PANICKED, TASK_SILENT,
-};
+use crate::codes::{POOL_CLOSED, POOL_START, SLOT_FULL, SLOTS_CONFIG, TASK_PANICKED, TASK_SILENT};
 use crate::contain;
 use crate::error::{Error, Result};
 use crate::spawn::{Child, Job, Parent, Received, SpawnOptions};
@@ -32,6 +30,7 @@ use crate::supervise::{Cause, Ended, evidence};
 use crate::sys::{self, Wake};
 
 pub use crate::tasks::{Death, Describe, Outcome, POISON, PoolOptions, Work};
+use crate::tasks::{FUTILE, PAUSE, look_at, say, unstaffed};
 
 /// Worker processes. Dropping it ends them, within 300 ms.
 pub struct Pool {
@@ -41,14 +40,28 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Starts the workers, and waits until each has done [`Work::start`].
+    /// Starts the workers, and waits until each has done [`Work::start`]. `work` is serialised once, and each worker has
+    /// a copy.
     ///
     /// # Errors
     /// Those of [`Job::new`] and [`Job::spawn`]; that of [`Work::start`]; `P0301` if a worker does not get ready in time.
     /// Nothing is left behind.
-    pub fn start<W: Work>(work: &W, options: PoolOptions) -> Result<Self> {
+    pub fn start<W: Work + Serialize + DeserializeOwned>(work: &W, options: PoolOptions) -> Result<Self> {
+        Self::staffed(Job::new(|work: W, parent| serve(&work, &parent), work)?, options)
+    }
+
+    /// By forking there is none: see [`Start::Fork`](crate::spawn::Start::Fork).
+    ///
+    /// # Errors
+    /// `P0115`.
+    pub fn fork<W: Work>(work: Arc<W>, options: PoolOptions) -> Result<Self> {
+        let job = Job::in_memory(|work: Arc<W>, parent| serve(&*work, &parent), work)?;
+        Self::staffed(job, options)
+    }
+
+    fn staffed(job: Job, options: PoolOptions) -> Result<Self> {
         let shared = Arc::new(Shared {
-            job: Job::new(serve::<W>, work)?,
+            job,
             wakes: (0..options.workers).map(|_| Wake::new()).collect::<std::io::Result<_>>().map_err(
                 |error| {
                     Error::new(POOL_START, "what wakes the keepers of workers cannot be made").because(&error)
@@ -152,6 +165,12 @@ impl Pool {
         tasks.not_before = Instant::now();
         drop(tasks);
         self.shared.wakes.iter().for_each(Wake::wake);
+    }
+
+    /// Gives back so many deaths to be made good: their cause is known, and gone.
+    pub fn pardon(&self, deaths: usize) {
+        let mut tasks = self.shared.tasks();
+        tasks.redone = tasks.redone.saturating_sub(deaths);
     }
 
     /// How many replies are in use.
@@ -288,6 +307,16 @@ impl Tasks {
         Some((*ticket, entry.request.clone()))
     }
 
+    /// A running task is to be done by somebody else.
+    fn put_back(&mut self, ticket: u64) {
+        if let Some(entry) = self.by_ticket.get_mut(&ticket) {
+            entry.state = State::Waiting;
+            if entry.unwanted {
+                self.by_ticket.remove(&ticket);
+            }
+        }
+    }
+
     /// What has become of a running task.
     fn end(&mut self, ticket: u64, end: End) {
         if let Some(entry) = self.by_ticket.get_mut(&ticket) {
@@ -318,12 +347,7 @@ impl Shared {
             return now;
         }
         if tasks.staffed == 0 && tasks.unstaffed.is_none() {
-            let mut error = Error::new(POOL_UNSTAFFED, "no worker process is left, and none can be started");
-            if let Some(cause) = &tasks.failure {
-                error = error.why(format_args!("error[{}]: {cause}", cause.code()));
-                error = cause.reasons().iter().fold(error, Error::why);
-                error = cause.places().fold(error, |error, (label, place)| error.at(label, place));
-            }
+            let error = unstaffed(tasks.failure.as_ref());
             tasks.unstaffed = Some(error);
             drop(tasks);
             self.news.notify_all();
@@ -339,13 +363,24 @@ impl Shared {
         tasks.not_before = Instant::now() + PAUSE * tasks.futile as u32;
         if tasks.futile == FUTILE {
             let PoolOptions { name, workers, .. } = &self.options;
+            let left = tasks.staffed;
             say(&format!(
-                "leyden: warning: {name}: {} of {workers} workers are left; no other was started in {FUTILE} attempts: \
-                 {failure}",
-                tasks.staffed,
+                "leyden: warning: {name}: {left} of {workers} workers are left; no other could be started, the last \
+                 time because {failure}",
             ));
         }
         tasks.failure = Some(failure);
+    }
+
+    /// Lets somebody else do a task that this worker has not begun, if there is somebody without one.
+    fn offer(&self, ticket: u64, worker: usize) -> bool {
+        let mut tasks = self.tasks();
+        let Some(place) = tasks.idle.iter().rposition(|&idle| idle != worker) else { return false };
+        let idle = tasks.idle.remove(place);
+        tasks.put_back(ticket);
+        drop(tasks);
+        self.wakes[idle].wake();
+        true
     }
 
     /// Gives the tasks of a dead worker to others, as far as they may be redone.
@@ -353,17 +388,24 @@ impl Shared {
         let mut tasks = self.tasks();
         // One death is one death, however many tasks the worker had.
         let mut counted = false;
-        for (&ticket, held) in &member.held {
+        for (&ticket, held) in member.held.iter().filter(|(_, held)| !held.returned) {
             let Tasks { by_ticket, redone, .. } = &mut *tasks;
+            let open = by_ticket.iter().filter(|(other, _)| **other != ticket && self.options.pardons);
+            let open: usize = open.map(|(_, entry)| entry.deaths).sum();
             let Some(entry) = by_ticket.get_mut(&ticket) else { continue };
             if entry.unwanted {
                 by_ticket.remove(&ticket);
                 continue;
             }
+            // It has not killed whom it did not reach.
+            if !held.begun {
+                entry.state = State::Waiting;
+                continue;
+            }
             let place = Some((held.phase, held.progress));
             entry.deaths = if entry.place == place { entry.deaths + 1 } else { 1 };
             entry.place = place;
-            if entry.deaths < POISON && (counted || *redone < self.options.redo) {
+            if entry.deaths < POISON && (counted || redone.saturating_sub(open) < self.options.redo) {
                 *redone += usize::from(!counted);
                 counted = true;
                 entry.state = State::Waiting;
@@ -416,6 +458,10 @@ struct Member {
 /// A task that a worker is at.
 struct Held {
     request: Arc<Vec<u8>>,
+    /// Whether the worker has said that it is at it.
+    begun: bool,
+    /// It was not, for so long that others were asked to do it.
+    returned: bool,
     progress: u64,
     phase: u8,
     clock: Lived,
@@ -455,8 +501,9 @@ impl Keeper {
 
     /// Starts a process.
     fn hire(&self) -> Result<Member> {
-        let PoolOptions { name, workers, threads_each, slot_bytes, start, .. } = &self.shared.options;
+        let PoolOptions { name, from, workers, threads_each, slot_bytes, start, .. } = &self.shared.options;
         let mut spawn = SpawnOptions::named(format!("{name} {}", self.worker));
+        spawn.start = *from;
         spawn.hello_timeout = (*start).min(spawn.hello_timeout);
         let child = self.shared.job.spawn(&spawn)?;
         let assignment = Assignment {
@@ -482,16 +529,19 @@ impl Keeper {
     /// Keeps a worker at work until it is dead; says why if it was never ready.
     fn tend(&mut self, mut member: Member) -> Option<Error> {
         let PoolOptions { warn, stuck, start, .. } = self.shared.options;
-        let tick = ((warn.min(stuck)).min(start) / 4).clamp(SHORTEST, Lived::LONGEST / 2);
+        let tick = (warn.min(stuck).min(start) / 4).clamp(SHORTEST, Lived::LONGEST / 2);
+        let mut silent = false;
         loop {
             if self.shared.is_ending() {
                 member.child.stop(FAREWELL);
                 return None;
             }
-            let open = self.read(&mut member);
-            if !open || member.child.is_dead() {
-                // What it has said before its end.
-                while self.read_one(&mut member, Instant::now()).is_some() {}
+            if !self.read(&mut member) {
+                return self.bury(member);
+            }
+            // Somebody else may hold its pipe open.
+            if silent && member.child.is_dead() {
+                self.read(&mut member);
                 return self.bury(member);
             }
             if member.killed.as_mut().is_some_and(|clock| clock.tick() >= UNDEAD) {
@@ -499,25 +549,29 @@ impl Keeper {
             }
             self.give(&mut member);
             self.watch(&mut member);
-            self.sleep(member.child.interests(), tick);
+            silent = !self.sleep(member.child.interests(), tick);
         }
     }
 
-    /// Sleeps until there is something to read, a wake, or the time is over.
-    fn sleep(&self, mut interests: Vec<libc::pollfd>, time: Duration) {
+    /// Sleeps until there is something to read, a wake, or the time is over; says whether it is not.
+    fn sleep(&self, mut interests: Vec<libc::pollfd>, time: Duration) -> bool {
         let wake = &self.shared.wakes[self.worker];
         interests.push(wake.interest());
-        let _ = sys::poll(&mut interests, Some(Instant::now() + time));
-        wake.clear();
+        let something = sys::poll(&mut interests, Some(Instant::now() + time)).unwrap_or(false);
+        if interests.last().is_some_and(|wake| wake.revents != 0) {
+            wake.clear();
+        }
         self.shared.tasks().idle.retain(|&worker| worker != self.worker);
+        something
     }
 
     /// Hands out tasks, as many as the worker does at once.
     fn give(&self, member: &mut Member) {
-        while member.ready
-            && member.killed.is_none()
-            && member.held.len() < self.shared.options.threads_each.max(1)
-        {
+        let most = self.shared.options.threads_each.max(1);
+        // One that does not begin what it has gets no more.
+        let takes =
+            member.ready && member.killed.is_none() && !member.held.values().any(|held| held.returned);
+        while takes && member.held.len() < most {
             let mut tasks = self.shared.tasks();
             let Some((ticket, request)) = tasks.begin() else {
                 tasks.idle.push(self.worker);
@@ -526,52 +580,53 @@ impl Keeper {
             drop(tasks);
             let posted = Posted { ticket, request: request.clone() };
             let frame = postcard::to_allocvec(&posted).expect("bytes and numbers always serialise");
-            // One that does not read is stuck: with its task, so that the clock runs.
-            let _ = member.child.control.send_all(&[(Tag::Task, &frame)], Instant::now());
-            member.held.insert(
-                ticket,
-                Held { request, progress: 0, phase: 0, clock: Lived::default(), warned: false },
-            );
+            if member.child.control.send_all(&[(Tag::Task, &frame)], Instant::now()).is_err() {
+                // It is dead, which will be noticed, or has not read yet what it got before.
+                return self.shared.tasks().put_back(ticket);
+            }
+            let clock = Lived::default();
+            let held =
+                Held { request, begun: false, returned: false, progress: 0, phase: 0, clock, warned: false };
+            member.held.insert(ticket, held);
         }
     }
 
-    /// Reads what the worker has said; false if nothing more will come.
+    /// Reads all that the worker has said; false if nothing more will come.
     fn read(&mut self, member: &mut Member) -> bool {
-        while let Some(open) = self.read_one(member, Instant::now()) {
-            if !open {
-                return false;
+        loop {
+            match member.child.control.receive(Instant::now()) {
+                Ok(Got::TimedOut) => return true,
+                Ok(last @ (Got::Closed | Got::Packet { tag: Tag::Goodbye, .. })) => {
+                    member.child.note(last);
+                    return false;
+                }
+                Ok(got) => self.note(member, got),
+                Err(error) => {
+                    member.kill(format!("what it says cannot be understood: {error}"));
+                    return false;
+                }
             }
         }
-        true
     }
 
-    /// Reads one frame, if there is one; false if nothing more will come.
-    fn read_one(&mut self, member: &mut Member, deadline: Instant) -> Option<bool> {
-        let got = match member.child.control.receive(deadline) {
-            Ok(got) => got,
-            Err(error) => {
-                member.kill(format!("what it says cannot be understood: {error}"));
-                return None;
-            }
-        };
+    /// Takes note of what a worker has said.
+    fn note(&mut self, member: &mut Member, got: Got) {
         match got {
-            Got::TimedOut => return None,
             Got::Region(region) => member.regions.push(region),
             Got::Packet { tag: Tag::Progress, body } => {
                 let news = News::from_bytes(&body);
                 if let Some((news, held)) =
                     news.and_then(|news| Some((news, member.held.get_mut(&news.ticket)?)))
                 {
-                    (held.progress, held.phase) = (news.progress, news.phase);
+                    held.clock = if held.begun { held.clock } else { Lived::default() };
+                    (held.begun, held.progress, held.phase) = (true, news.progress, news.phase);
                 }
             }
             Got::Packet { tag: tag @ (Tag::Done | Tag::Failed), mut body } => {
                 let regions = std::mem::take(&mut member.regions);
-                let Some(ticket) =
-                    take_ticket(&mut body).filter(|ticket| member.held.remove(ticket).is_some())
-                else {
-                    return Some(true);
-                };
+                let held = take_ticket(&mut body).and_then(|ticket| member.held.remove_entry(&ticket));
+                // Others are asked to do what it began too late.
+                let Some((ticket, _)) = held.filter(|(_, held)| !held.returned) else { return };
                 let reply = Reply::new(body, regions, &self.shared.counts);
                 let end = if tag == Tag::Done { End::Done(reply) } else { End::Failed(reply) };
                 self.shared.tasks().end(ticket, end);
@@ -587,38 +642,41 @@ impl Keeper {
                     let _ = ready.send(Ok(()));
                 }
             }
-            last => {
-                member.child.note(last);
-                return Some(false);
-            }
+            _ => {}
         }
-        Some(true)
     }
 
     /// Warns of a worker that takes long, and kills one that takes too long: for a task, or to become ready.
     fn watch(&self, member: &mut Member) {
         let PoolOptions { warn, stuck, start, describe, .. } = &self.shared.options;
         if !member.ready && member.killed.is_none() && member.starting.tick() >= *start {
-            member.kill(format!("starting for {start:?}; {}", evidence(member.child.pid())));
+            member.kill(format!("starting for {start:?}; {}", look_at(member.child.pid())));
         }
         let mut slow = Vec::new();
-        for held in member.held.values_mut() {
+        for (&ticket, held) in &mut member.held {
             let lived = held.clock.tick();
+            if !held.begun && !held.returned && lived >= SLUGGISH {
+                held.returned = self.shared.offer(ticket, self.worker);
+            }
             let warns = lived >= *warn && !held.warned;
             if warns || lived >= *stuck {
                 held.warned = true;
-                slow.push((lived, warns, describe(&held.request, held.phase, held.progress)));
+                let task = match held.begun {
+                    true => describe(&held.request, held.phase, held.progress),
+                    false => "no task, although one waits,".to_owned(),
+                };
+                slow.push((lived, warns, task));
             }
         }
         for (lived, warns, task) in slow {
-            let seen = evidence(member.child.pid());
-            if seen.is_traced() {
+            if evidence(member.child.pid()).is_traced() {
                 // Somebody is at it with a debugger.
                 for held in member.held.values_mut() {
                     (held.clock, held.warned) = (Lived::default(), false);
                 }
                 return;
             }
+            let seen = look_at(member.child.pid());
             if warns {
                 let (name, pid) = (member.child.name(), member.child.pid());
                 say(&format!(
@@ -633,16 +691,17 @@ impl Keeper {
 
     /// Learns how a worker has died, and sees to its tasks; says why if it was never ready.
     fn bury(&mut self, mut member: Member) -> Option<Error> {
-        let ended = member.child.ended(UNDEAD).or_else(|| {
+        let mut ended = member.child.ended(DYING);
+        if ended.is_none() && member.killed.is_none() {
             // It has closed its pipes, and is still there.
             member.child.kill();
-            member.child.ended(UNDEAD)
-        });
+            ended = member.child.ended(UNDEAD);
+        }
         let ended = ended.unwrap_or_else(|| {
             let (name, pid) = (member.child.name(), member.child.pid());
             say(&format!(
                 "leyden: warning: {name} (pid {pid}) was killed and does not die: it is {}",
-                evidence(pid)
+                look_at(pid)
             ));
             Ended { cause: Cause::Unknown, stderr: member.child.stderr(), error: None }
         });
@@ -670,7 +729,7 @@ impl Member {
 }
 
 /// A worker's life.
-fn serve<W: Work>(work: W, parent: Parent) -> Result<()> {
+fn serve<W: Work>(work: &W, parent: &Parent) -> Result<()> {
     let Received::Message(message) = parent.recv(ASSIGNED)? else { return Ok(()) };
     let Assignment { worker, workers, threads, most } = postcard::from_bytes(&message)?;
     work.start(worker, workers)?;
@@ -679,9 +738,9 @@ fn serve<W: Work>(work: W, parent: Parent) -> Result<()> {
         for thread in 1..threads {
             let extra = thread::Builder::new().name(format!("{} {thread}", parent.name()));
             // One thread less does the same work, later.
-            let _ = extra.spawn_scoped(scope, || do_tasks(&work, parent.control(), most));
+            let _ = extra.spawn_scoped(scope, || do_tasks(work, parent.control(), most));
         }
-        do_tasks(&work, parent.control(), most);
+        do_tasks(work, parent.control(), most);
     });
     Ok(())
 }
@@ -721,11 +780,6 @@ fn keepers_are_gone() -> Error {
     Error::new(POOL_CLOSED, "the threads that keep workers are gone")
 }
 
-/// A line on stderr, which nobody need read.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
 /// Tickets are below this.
 const TICKETS: u64 = 1 << 48;
 /// How often whoever waits for a task looks whether there is still somebody to wait for.
@@ -740,9 +794,9 @@ const DROP: Duration = Duration::from_millis(300);
 const ASSIGNED: Duration = Duration::from_secs(10);
 /// How long an idle worker sleeps before it looks around by itself.
 const IDLE: Duration = Duration::from_secs(60);
-/// After so many attempts in a row to start a worker, no further one is made.
-const FUTILE: usize = 3;
-/// How much longer to wait after each of them.
-const PAUSE: Duration = Duration::from_millis(50);
+/// How long a worker may take to say that it has begun a task before others are asked.
+const SLUGGISH: Duration = Duration::from_millis(500);
+/// How long the kernel may take to end a process after its pipes.
+const DYING: Duration = Duration::from_millis(500);
 /// How long a killed process may take to die before it is waited for no longer.
 const UNDEAD: Duration = Duration::from_secs(1);

@@ -23,12 +23,14 @@ pub struct Task {
 }
 
 impl Task {
-    /// What came from the parent. Together with its reply it may take `most` bytes.
+    /// What came from the parent, and is begun now. Together with its reply it may take `most` bytes.
     pub(super) fn new(posted: Posted, most: usize, control: &Control) -> Self {
         let Posted { ticket, request } = posted;
         let room = Mutex::new(Room { left: most.saturating_sub(request.len()), regions: Vec::new() });
         let writer = Writer(Arc::new(Writing { control: control.clone(), room }));
-        Self { writer, ticket, request, progress: AtomicU64::new(0), phase: AtomicU8::new(0) }
+        let task = Self { writer, ticket, request, progress: AtomicU64::new(0), phase: AtomicU8::new(0) };
+        task.tell();
+        task
     }
 
     /// What the parent posted.
@@ -335,6 +337,7 @@ mod tests {
             region.fill(byte);
         }
         task.complete(b"body").map_err(|(error, _)| error).unwrap();
+        let Got::Packet { tag: Tag::Progress, .. } = next(&parent) else { panic!() };
         let (Got::Region(first), Got::Region(second)) = (next(&parent), next(&parent)) else { panic!() };
         let Got::Packet { tag: Tag::Done, mut body } = next(&parent) else { panic!() };
         assert_eq!((take_ticket(&mut body), &body[..]), (Some(7), &b"body"[..]));
@@ -358,7 +361,7 @@ mod tests {
         task.set_progress(5);
         task.set_progress(5);
         task.fail(b"why");
-        for (progress, phase) in [(0, 1), (5, 1)] {
+        for (progress, phase) in [(0, 0), (0, 1), (5, 1)] {
             let Got::Packet { tag: Tag::Progress, body } = next(&parent) else { panic!() };
             assert_eq!(News::from_bytes(&body), Some(News { ticket: 7, progress, phase }));
         }

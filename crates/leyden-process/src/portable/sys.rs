@@ -4,6 +4,7 @@ use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
+use crate::entry::{self, Role};
 use crate::sys::{check, interest};
 
 /// Waits until one of `fds` has an event or the deadline has passed (`None`: for ever); says whether there is one.
@@ -87,6 +88,15 @@ pub(crate) fn read(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<usize> {
 /// Writes for which there is room. That nobody reads any more is an error and never a signal, whatever the program has
 /// chosen for SIGPIPE.
 pub(crate) fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: the slice gives pointer and length.
+    let write = || check(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) } as i64);
+    // A worker has it ignored; and when nobody reads what it says, it is to end.
+    let written = if entry::role() == Role::Worker { write() } else { without_sigpipe(write) };
+    written.map(|count| count as usize)
+}
+
+/// Keeps the signal that a write may send to this thread from it.
+fn without_sigpipe(write: impl FnOnce() -> io::Result<i64>) -> io::Result<i64> {
     // SAFETY: the sets are filled before they are used; the mask is this thread's alone and put back. A SIGPIPE that the
     // write has made is for this thread, and pending, so that `sigwait` takes it without waiting.
     unsafe {
@@ -94,17 +104,17 @@ pub(crate) fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
         let (mut before, mut pending) = (broken, broken);
         libc::sigemptyset(&mut broken);
         libc::sigaddset(&mut broken, libc::SIGPIPE);
-        libc::sigpending(&mut pending);
-        let was_pending = libc::sigismember(&pending, libc::SIGPIPE) == 1;
         libc::pthread_sigmask(libc::SIG_BLOCK, &broken, &mut before);
-        let written = check(libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) as i64);
-        if written.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EPIPE)) && !was_pending {
+        libc::sigpending(&mut pending);
+        let earlier = libc::sigismember(&pending, libc::SIGPIPE) == 1;
+        let written = write();
+        if written.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EPIPE)) && !earlier {
             libc::sigpending(&mut pending);
             if libc::sigismember(&pending, libc::SIGPIPE) == 1 {
                 libc::sigwait(&broken, &mut 0);
             }
         }
         libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
-        written.map(|count| count as usize)
+        written
     }
 }

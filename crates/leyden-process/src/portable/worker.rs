@@ -8,11 +8,14 @@ use crate::error::{Error, Result};
 use crate::worker::{Entry, Order, Work, entry_at, other_build, patience};
 use crate::{exit, image, sys, threads};
 
+/// The name of the thread that reads.
+pub(crate) const WATCH: &str = "leyden-watch";
+
 /// Ties this process's life to its parent's: from here on it dies with it.
 pub(crate) fn arm(control: Control) -> Control {
     control.let_mail_be_delivered();
     let watched = control.clone();
-    let watching = threads::start("leyden-watch", move || {
+    let watching = threads::start(WATCH, move || {
         watched.wait_until_closed();
         sys::exit_now(exit::WORKER_DIED);
     });
