@@ -32,6 +32,8 @@ pub mod memory;
 pub mod pool;
 #[cfg(target_os = "linux")]
 mod protocol;
+#[cfg(target_os = "linux")]
+pub mod shared;
 pub mod signal;
 // Its words lie in shared memory, where the model's own cannot.
 #[cfg(all(target_os = "linux", not(all(test, loom))))]

@@ -256,3 +256,231 @@ mod tests {
         assert_eq!(Word::unpack(words[0].load(Ordering::Relaxed)).unwrap().worker, 2);
     }
 }
+
+/// All orders in which the parties' steps can happen, tried by loom; a lost wake-up is a deadlock here, for the
+/// model's sleep has no deadline and the model's futex no second look.
+///
+/// `RUSTFLAGS="--cfg loom" cargo test --release -p leyden-process --lib loom`
+#[cfg(all(test, loom))]
+mod loom_model {
+    use super::*;
+    use loom::cell::UnsafeCell;
+    use loom::sync::{Arc, Condvar, Mutex};
+    use loom::thread;
+
+    /// A futex of one word: looking at it and falling asleep are one act, and so is waking.
+    struct Futex {
+        queue: Mutex<()>,
+        woken: Condvar,
+    }
+
+    impl Futex {
+        fn new() -> Self {
+            Self { queue: Mutex::new(()), woken: Condvar::new() }
+        }
+    }
+
+    impl Sleep for Futex {
+        fn spin(&self, _ready: impl Fn() -> bool) {}
+
+        fn sleep(&self, word: &AtomicU32, expected: u32) -> bool {
+            let queue = self.queue.lock().unwrap();
+            if word.load(Ordering::Acquire) == expected {
+                drop(self.woken.wait(queue).unwrap());
+            }
+            true
+        }
+
+        fn wake(&self, _word: &AtomicU32, n: u32) {
+            let _queue = self.queue.lock().unwrap();
+            if n == 1 { self.woken.notify_one() } else { self.woken.notify_all() }
+        }
+    }
+
+    /// Slots whose bytes are one number each, guarded by loom: two owners at once fail the test.
+    struct Slots<const N: usize> {
+        words: [AtomicU64; N],
+        signals: [AtomicU32; N],
+        bytes: [UnsafeCell<u64>; N],
+        posted: AtomicU32,
+        kicks: AtomicU32,
+        workers: Futex,
+        parent: Futex,
+    }
+
+    impl<const N: usize> Slots<N> {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                words: std::array::from_fn(|_| AtomicU64::new(Word::FREE)),
+                signals: std::array::from_fn(|_| AtomicU32::new(0)),
+                bytes: std::array::from_fn(|_| UnsafeCell::new(0)),
+                posted: AtomicU32::new(0),
+                kicks: AtomicU32::new(0),
+                workers: Futex::new(),
+                parent: Futex::new(),
+            })
+        }
+
+        fn post(&self, slot: usize, ticket: u64) {
+            assert!(prepare(&self.words[slot]));
+            self.bytes[slot].with_mut(|bytes| unsafe { *bytes = ticket });
+            unring(&self.signals[slot]);
+            publish(&self.words[slot], &self.posted, ticket, &self.workers);
+        }
+
+        fn claim(&self, worker: u32) -> (usize, u64) {
+            let claim = || claim(N, |slot| &self.words[slot], worker);
+            claim_waiting(&self.posted, || false, claim, &self.workers).unwrap()
+        }
+
+        /// A worker's whole work: the reply is the request plus 100.
+        fn work(&self, worker: u32) -> bool {
+            let (slot, ticket) = self.claim(worker);
+            self.reply(slot, ticket, worker)
+        }
+
+        fn reply(&self, slot: usize, ticket: u64, worker: u32) -> bool {
+            self.bytes[slot].with_mut(|bytes| unsafe { *bytes = ticket + 100 });
+            self.finish(slot, ticket, worker)
+        }
+
+        fn finish(&self, slot: usize, ticket: u64, worker: u32) -> bool {
+            let running = Word { ticket, worker, state: State::Running };
+            finish(&self.words[slot], &self.signals[slot], running, State::Done, &self.parent)
+        }
+
+        fn state(&self, slot: usize) -> State {
+            Word::unpack(self.words[slot].load(Ordering::Acquire)).unwrap().state
+        }
+
+        fn wait(&self, slot: usize, kicks: u32) -> bool {
+            let ready = || self.state(slot) == State::Done;
+            let kicked = || self.kicks.load(Ordering::Acquire) != kicks;
+            wait(&self.signals[slot], ready, kicked, &self.parent)
+        }
+
+        fn kick(&self) {
+            self.kicks.fetch_add(1, Ordering::AcqRel);
+            self.signals.iter().for_each(|signal| ring(signal, &self.parent));
+        }
+
+        fn take(&self, slot: usize) -> u64 {
+            let reply = self.bytes[slot].with(|bytes| unsafe { *bytes });
+            self.words[slot].store(Word::FREE, Ordering::Release);
+            reply
+        }
+    }
+
+    fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(preemptions);
+        builder.check(model);
+    }
+
+    #[test]
+    fn a_task_is_claimed_answered_and_its_slot_used_again() {
+        explore(4, || {
+            let slots = Slots::<1>::new();
+            let theirs = slots.clone();
+            let worker = thread::spawn(move || (theirs.work(0), theirs.work(0)));
+            for ticket in [1, 2] {
+                slots.post(0, ticket);
+                assert!(slots.wait(0, 0));
+                assert_eq!(slots.take(0), ticket + 100);
+            }
+            assert_eq!(worker.join().unwrap(), (true, true));
+        });
+    }
+
+    #[test]
+    fn two_tasks_wake_two_workers_and_each_is_claimed_once() {
+        explore(2, || {
+            let slots = Slots::<2>::new();
+            let workers = [0, 1].map(|worker| {
+                let slots = slots.clone();
+                thread::spawn(move || slots.claim(worker))
+            });
+            slots.post(0, 1);
+            slots.post(1, 2);
+            let mut claimed = workers.map(|worker| worker.join().unwrap());
+            claimed.sort_unstable();
+            assert_eq!(claimed, [(0, 1), (1, 2)]);
+        });
+    }
+
+    #[test]
+    fn a_kick_ends_a_wait_that_nobody_answers() {
+        explore(4, || {
+            let slots = Slots::<1>::new();
+            let kicks = slots.kicks.load(Ordering::Acquire);
+            slots.post(0, 1);
+            let theirs = slots.clone();
+            let supervisor = thread::spawn(move || theirs.kick());
+            assert!(!slots.wait(0, kicks));
+            supervisor.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_reply_and_a_kick_at_once_lose_neither() {
+        explore(3, || {
+            let slots = Slots::<1>::new();
+            slots.post(0, 1);
+            let (theirs, others) = (slots.clone(), slots.clone());
+            let worker = thread::spawn(move || theirs.work(0));
+            let supervisor = thread::spawn(move || others.kick());
+            let mut kicks = 0;
+            while !slots.wait(0, kicks) {
+                kicks = slots.kicks.load(Ordering::Acquire);
+            }
+            assert_eq!(slots.take(0), 101);
+            assert!(worker.join().unwrap());
+            supervisor.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn what_a_dead_worker_had_goes_to_one_that_sleeps() {
+        explore(3, || {
+            let slots = Slots::<1>::new();
+            slots.post(0, 1);
+            let (dead, theirs) = (slots.clone(), slots.clone());
+            let dead = thread::spawn(move || dead.claim(0));
+            let (slot, ticket) = dead.join().unwrap();
+            let worker = thread::spawn(move || theirs.work(1));
+            assert!(reclaim(&slots.words[slot], Word { ticket, worker: 0, state: State::Running }));
+            announce(&slots.posted, u32::MAX, &slots.workers);
+            assert!(slots.wait(0, 0));
+            assert_eq!(slots.take(0), 101);
+            assert!(worker.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn of_finishing_and_being_reclaimed_one_happens() {
+        explore(4, || {
+            let slots = Slots::<1>::new();
+            slots.post(0, 1);
+            let (slot, ticket) = slots.claim(0);
+            let theirs = slots.clone();
+            // It writes nothing: a reclaimed worker is dead, so that its bytes are nobody's.
+            let worker = thread::spawn(move || theirs.finish(slot, ticket, 0));
+            let reclaimed = reclaim(&slots.words[slot], Word { ticket, worker: 0, state: State::Running });
+            assert_ne!(worker.join().unwrap(), reclaimed);
+            assert_eq!(slots.state(0), if reclaimed { State::Waiting } else { State::Done });
+        });
+    }
+
+    #[test]
+    fn of_claiming_and_being_withdrawn_one_happens() {
+        explore(4, || {
+            let slots = Slots::<1>::new();
+            slots.post(0, 1);
+            let theirs = slots.clone();
+            let worker = thread::spawn(move || claim(1, |slot| &theirs.words[slot], 0).is_some());
+            let withdrawn = unpublish(&slots.words[0], 1);
+            assert_ne!(worker.join().unwrap(), withdrawn);
+            assert_eq!(slots.state(0), if withdrawn { State::Free } else { State::Running });
+        });
+    }
+}

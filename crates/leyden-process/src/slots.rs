@@ -775,4 +775,309 @@ mod tests {
         });
         assert_eq!((parent.loaned(), parent.quarantined()), (0, 0));
     }
+
+    #[test]
+    fn tasks_are_claimed_smallest_ticket_first() {
+        let (parent, workers) = pair(1, 4);
+        for ticket in [30, 10, 20] {
+            parent.post(ticket, b"").unwrap().unwrap();
+        }
+        let claimed = [(); 3].map(|()| workers[0].claim(soon()).unwrap().ticket());
+        assert_eq!(claimed, [10, 20, 30]);
+    }
+
+    #[test]
+    fn a_claim_ends_at_its_deadline_and_when_the_slots_are_closed() {
+        let (parent, workers) = pair(1, 1);
+        assert!(workers[0].claim(Instant::now()).is_none());
+        assert!(workers[0].claim(Instant::now() + Duration::from_millis(5)).is_none());
+        thread::scope(|scope| {
+            let claim = scope.spawn(|| workers[0].claim(soon()).is_none());
+            drop(parent);
+            assert!(claim.join().unwrap());
+        });
+        assert!(workers[0].is_closed());
+    }
+
+    #[test]
+    fn a_wait_ends_at_its_deadline_and_by_a_kick_that_came_since_its_number_was_read() {
+        let (parent, _workers) = pair(1, 1);
+        let slot = parent.post(1, b"").unwrap().unwrap();
+        let kicks = parent.kicks();
+        let shortly = Instant::now() + Duration::from_millis(5);
+        assert_eq!(parent.wait(slot, 1, kicks, shortly), Waited::TimedOut);
+        parent.kick();
+        assert_eq!(parent.wait(slot, 1, kicks, soon()), Waited::Kicked);
+        thread::scope(|scope| {
+            let kicks = parent.kicks();
+            let wait = scope.spawn({
+                let parent = &parent;
+                move || parent.wait(slot, 1, kicks, soon())
+            });
+            parent.kick();
+            assert_eq!(wait.join().unwrap(), Waited::Kicked);
+        });
+    }
+
+    #[test]
+    fn a_loan_and_each_of_its_regions_hold_the_slot_and_the_last_freed_is_used_first() {
+        let (parent, workers) = pair(1, 2);
+        let slot = parent.post(1, b"").unwrap().unwrap();
+        let task = workers[0].claim(soon()).unwrap();
+        task.writer().alloc(1).unwrap();
+        task.complete(b"").map_err(|(error, _)| error).unwrap();
+        let loan = done(&parent, slot, 1);
+        let region = loan.take_region(0).unwrap();
+        let other = parent.post(2, b"").unwrap().unwrap();
+        assert_ne!(other, slot);
+        drop(loan);
+        assert_eq!((parent.post(3, b"").unwrap(), parent.loaned()), (None, 1));
+        drop(region);
+        assert_eq!(parent.loaned(), 0);
+        assert_eq!(parent.post(3, b"").unwrap(), Some(slot));
+        parent.withdraw(other, 2);
+        parent.withdraw(slot, 3);
+        assert_eq!(parent.post(4, b"").unwrap(), Some(slot));
+    }
+
+    #[test]
+    fn loans_and_regions_outlive_the_slots() {
+        let (parent, workers) = pair(1, 1);
+        let slot = parent.post(1, b"").unwrap().unwrap();
+        let task = workers[0].claim(soon()).unwrap();
+        task.writer().alloc(3).unwrap().1.copy_from_slice(b"abc");
+        task.complete(b"body").map_err(|(error, _)| error).unwrap();
+        let loan = done(&parent, slot, 1);
+        drop((parent, workers));
+        let region = loan.take_region(0).unwrap();
+        assert_eq!(loan.body(), b"body");
+        drop(loan);
+        assert_eq!(&region[..], b"abc");
+    }
+
+    #[test]
+    fn a_task_that_fails_or_is_dropped_says_so() {
+        let (parent, workers) = pair(1, 1);
+        for (ticket, body) in [(1, &b"why"[..]), (2, b"")] {
+            let slot = parent.post(ticket, b"").unwrap().unwrap();
+            let task = workers[0].claim(soon()).unwrap();
+            task.writer().alloc(10).unwrap();
+            if body.is_empty() {
+                drop(task)
+            } else {
+                task.fail(body)
+            }
+            assert_eq!(parent.peek(slot), SlotView::Failed { ticket, worker: 0 });
+            let Some(Reply::Failed(loan)) = parent.take(slot, ticket).unwrap() else { panic!("not failed") };
+            assert_eq!((loan.body(), loan.regions()), (body, 0));
+        }
+    }
+
+    #[test]
+    fn a_task_is_withdrawn_in_each_state() {
+        let (parent, workers) = pair(1, 1);
+        let slot = parent.post(1, b"").unwrap().unwrap();
+        parent.withdraw(slot, 7);
+        assert_eq!(parent.peek(slot), SlotView::Waiting { ticket: 1 });
+        parent.withdraw(slot, 1);
+        assert_eq!(parent.peek(slot), SlotView::Free);
+
+        parent.post(2, b"").unwrap().unwrap();
+        let task = workers[0].claim(soon()).unwrap();
+        assert!(task.is_wanted());
+        parent.withdraw(slot, 2);
+        assert!(!task.is_wanted());
+        assert_eq!((parent.quarantined(), parent.post(3, b"").unwrap()), (1, None));
+        assert!(parent.take(slot, 2).unwrap().is_none());
+        task.complete(b"").map_err(|(error, _)| error).unwrap();
+        assert_eq!(parent.quarantined(), 0);
+
+        parent.post(3, b"").unwrap().unwrap();
+        assert!(workers[0].claim(soon()).unwrap().complete(b"").is_ok());
+        parent.withdraw(slot, 3);
+        assert_eq!(parent.peek(slot), SlotView::Free);
+
+        parent.post(4, b"").unwrap().unwrap();
+        assert!(workers[0].claim(soon()).unwrap().complete(b"").is_ok());
+        let loan = done(&parent, slot, 4);
+        parent.withdraw(slot, 4);
+        assert_eq!((loan.body(), parent.loaned()), (&b""[..], 1));
+    }
+
+    #[test]
+    fn a_withdrawal_ends_the_wait_for_it() {
+        let (parent, workers) = pair(1, 1);
+        let slot = parent.post(1, b"").unwrap().unwrap();
+        thread::scope(|scope| {
+            let kicks = parent.kicks();
+            let wait = scope.spawn({
+                let parent = &parent;
+                move || parent.wait(slot, 1, kicks, soon())
+            });
+            parent.withdraw(slot, 1);
+            parent.post(2, b"").unwrap().unwrap();
+            assert_eq!(wait.join().unwrap(), Waited::Ready);
+        });
+        assert!(parent.take(slot, 1).unwrap().is_none());
+        drop(workers);
+    }
+
+    #[test]
+    fn a_region_that_a_worker_keeps_keeps_the_slot_from_being_used_again() {
+        let (parent, workers) = pair(1, 1);
+        let slot = parent.post(1, b"").unwrap().unwrap();
+        let task = workers[0].claim(soon()).unwrap();
+        let (_, mut region) = task.writer().alloc(100).unwrap();
+        let (error, task) = task.complete(b"").unwrap_err();
+        assert_eq!(error.code(), codes::REGION_KEPT);
+        task.fail(b"kept");
+        let Some(Reply::Failed(loan)) = parent.take(slot, 1).unwrap() else { panic!("not failed") };
+        assert_eq!(loan.body(), b"kept");
+        drop(loan);
+        assert_eq!((parent.quarantined(), parent.post(2, b"").unwrap()), (1, None));
+        region.fill(1);
+        drop(region);
+        assert_eq!((parent.quarantined(), parent.post(2, b"").unwrap()), (0, Some(slot)));
+
+        let writer = workers[0].claim(soon()).unwrap().writer().clone();
+        assert_eq!(parent.peek(slot), SlotView::Failed { ticket: 2, worker: 0 });
+        parent.withdraw(slot, 2);
+        assert_eq!(parent.quarantined(), 1);
+        assert_eq!(parent.reclaim(0), []);
+        assert_eq!(parent.quarantined(), 0);
+        drop(writer);
+        assert_eq!(parent.peek(slot), SlotView::Free);
+    }
+
+    #[test]
+    fn what_a_dead_worker_had_waits_again_with_its_ticket() {
+        let (parent, workers) = pair(2, 3);
+        let slots = [1, 2, 3].map(|ticket| parent.post(ticket, b"again").unwrap().unwrap());
+        let first = workers[0].claim(soon()).unwrap();
+        let second = workers[1].claim(soon()).unwrap();
+        first.set_progress(40);
+        first.set_phase(2);
+        let orphan = Orphan { slot: slots[0], ticket: 1, progress: 40, phase: 2 };
+        assert_eq!(parent.orphans(0), [orphan]);
+        assert_eq!(parent.reclaim(0), [orphan]);
+        assert_eq!(parent.peek(slots[0]), SlotView::Waiting { ticket: 1 });
+        assert_eq!(parent.reclaim(99), []);
+        let again = workers[1].claim(soon()).unwrap();
+        assert_eq!((again.ticket(), again.request()), (1, &b"again"[..]));
+        let view = parent.peek(slots[0]);
+        assert!(matches!(view, SlotView::Running { worker: 1, progress: 0, phase: 0, .. }), "{view:?}");
+        // The one that was held for dead changes nothing any more.
+        assert!(first.complete(b"late").is_ok());
+        assert!(matches!(parent.peek(slots[0]), SlotView::Running { worker: 1, .. }));
+        again.complete(b"").map_err(|(error, _)| error).unwrap();
+        assert_eq!(done(&parent, slots[0], 1).body(), b"");
+
+        parent.withdraw(slots[1], 2);
+        assert_eq!(parent.quarantined(), 1);
+        assert_eq!(parent.reclaim(1).len(), 1);
+        assert_eq!((parent.quarantined(), parent.peek(slots[1])), (0, SlotView::Free));
+        drop(second);
+        assert_eq!(parent.peek(slots[1]), SlotView::Free);
+    }
+
+    #[test]
+    fn a_reply_larger_than_the_slot_is_refused_with_both_sizes() {
+        let (parent, workers) = pair(1, 1);
+        assert_eq!(parent.post(1, &vec![0; 2 << 20]).unwrap_err().code(), codes::SLOT_FULL);
+        parent.post(1, b"").unwrap().unwrap();
+        let task = workers[0].claim(soon()).unwrap();
+        let error = task.writer().alloc(2 << 20).unwrap_err();
+        assert_eq!(error.code(), codes::SLOT_FULL);
+        assert_eq!(error.place("needed"), Some("2097152 bytes"));
+        assert_eq!(error.place("slot"), Some("1048576 bytes"));
+        assert!(task.writer().alloc(usize::MAX).is_err());
+        task.writer().alloc(1 << 20).unwrap();
+        let (error, _) = task.complete(b"no room").unwrap_err();
+        assert_eq!(error.code(), codes::SLOT_FULL);
+    }
+
+    #[test]
+    fn replies_beyond_the_budget_are_refused_and_free_slots_give_their_pages_first() {
+        let budgeted = SlotsConfig { budget_bytes: 6 << 20, slot_bytes: 16 << 20, ..config(1, 3) };
+        let parent = Slots::new(budgeted).unwrap();
+        let worker = SlotsWorker::open(parent.fd().try_clone_to_owned().unwrap(), 0).unwrap();
+        let claim = |ticket| {
+            let slot = parent.post(ticket, b"").unwrap().unwrap();
+            (slot, worker.claim(soon()).unwrap())
+        };
+        let (_, first) = claim(1);
+        first.writer().alloc(4 << 20).unwrap().1.fill(1);
+        let (_, second) = claim(2);
+        let error = second.writer().alloc(4 << 20).unwrap_err();
+        assert_eq!(error.code(), codes::OVER_BUDGET);
+        assert_eq!(error.place("budget"), Some("6291456 bytes for all slots"));
+        assert_eq!(error.place("others"), Some("4194304 bytes in 2 other slots"));
+        first.fail(b"");
+        drop(second);
+        for (slot, ticket) in [(SlotId(0), 1), (SlotId(1), 2)] {
+            parent.withdraw(slot, ticket);
+        }
+        let before = parent.committed_bytes();
+        // The last one freed is the small one; it grows at the cost of the large one.
+        let (_, third) = claim(3);
+        third.writer().alloc(5 << 20).unwrap().1.fill(3);
+        assert!(before >= 4 << 20 && parent.committed_bytes() <= 6 << 20, "{before} bytes before");
+        let stat = std::fs::File::from(parent.fd().try_clone_to_owned().unwrap()).metadata().unwrap();
+        let pages = std::os::unix::fs::MetadataExt::blocks(&stat) * 512;
+        assert!(pages <= (6 << 20) + (64 << 10), "{pages} bytes of pages");
+    }
+
+    #[test]
+    fn garbled_words_are_an_error_and_the_slot_is_not_used_again() {
+        type Garble = fn(&layout::Slot);
+        let garbles: [(&str, Garble); 7] = [
+            ("its word", |slot| slot.word.store(0xf, Ordering::Relaxed)),
+            ("its word", |slot| slot.word.store(1 << 17 | 4, Ordering::Relaxed)),
+            ("its body", |slot| slot.notes.0.body_bytes.store(u64::MAX, Ordering::Relaxed)),
+            ("its body", |slot| slot.notes.0.body_at.store(0, Ordering::Relaxed)),
+            ("table", |slot| slot.notes.0.regions.store(u64::MAX / 3, Ordering::Relaxed)),
+            ("its region", |slot| slot.notes.0.table_at.store(0, Ordering::Relaxed)),
+            ("its region", |slot| slot.notes.0.request_bytes.store(1 << 19, Ordering::Relaxed)),
+        ];
+        for (index, (why, garble)) in garbles.into_iter().enumerate() {
+            let (parent, workers) = pair(1, 1);
+            let slot = parent.post(1, &[0xff; 64]).unwrap().unwrap();
+            let task = workers[0].claim(soon()).unwrap();
+            task.writer().alloc(10).unwrap();
+            task.complete(b"body").map_err(|(error, _)| error).unwrap();
+            garble(parent.0.shared.slot(slot.index()));
+            assert_eq!(parent.wait(slot, 1, parent.kicks(), soon()), Waited::Ready);
+            let error = parent.take(slot, 1).unwrap_err();
+            assert_eq!(error.code(), codes::GARBLED, "{index}");
+            assert!(error.reasons()[0].contains(why), "{index}: {error:?}");
+            assert_eq!((parent.quarantined(), parent.post(2, b"").unwrap()), (1, None), "{index}");
+        }
+    }
+
+    #[test]
+    fn a_garbled_request_is_failed_and_never_read() {
+        let (parent, workers) = pair(1, 1);
+        let slot = parent.post(1, b"").unwrap().unwrap();
+        parent.0.shared.notes(slot.index()).request_bytes.store(u64::MAX, Ordering::Relaxed);
+        assert!(workers[0].claim(Instant::now()).is_none());
+        assert_eq!(parent.peek(slot), SlotView::Failed { ticket: 1, worker: 0 });
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_at_once() {
+        let refused = |config| Slots::new(config).unwrap_err().code();
+        assert_eq!(refused(config(0, 1)), codes::SLOTS_CONFIG);
+        assert_eq!(refused(config(1, 0)), codes::SLOTS_CONFIG);
+        assert_eq!(refused(config(5000, 1)), codes::SLOTS_CONFIG);
+        assert_eq!(refused(SlotsConfig { slot_bytes: usize::MAX, ..config(1, 2) }), codes::SLOTS_CONFIG);
+        assert_eq!(refused(SlotsConfig { budget_bytes: u64::MAX, ..config(1, 2) }), codes::SLOTS_CONFIG);
+        let (parent, _) = pair(1, 1);
+        assert_eq!(parent.post(1 << 48, b"").unwrap_err().code(), codes::SLOTS_CONFIG);
+        let open = |fd, worker| SlotsWorker::open(fd, worker).err().unwrap().code();
+        assert_eq!(open(parent.fd().try_clone_to_owned().unwrap(), 1), codes::FOREIGN_DESCRIPTOR);
+        let other = crate::memory::Memory::new(1 << 20).unwrap();
+        assert_eq!(open(other.fd().try_clone_to_owned().unwrap(), 0), codes::FOREIGN_DESCRIPTOR);
+        parent.0.shared.memory().view::<AtomicU32>(8).unwrap().store(77, Ordering::Relaxed);
+        assert_eq!(open(parent.fd().try_clone_to_owned().unwrap(), 0), codes::FOREIGN_DESCRIPTOR);
+    }
 }
