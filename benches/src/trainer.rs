@@ -30,7 +30,8 @@ pub(crate) fn rows(peer: bool) -> Result<Vec<Row>> {
             None => (reference, "the raw loop's step"),
         };
         let ratio = lightning.map(|overhead| overhead.median / ours.median);
-        rows.push(Row { row, ours, peer: Some(peer), unit: "us", ratio, goal, compared });
+        let compared = compared.to_owned();
+        rows.push(Row { row, ours, peer: Some(peer), unit: "us", ratio, goal, compared, notes: Vec::new() });
     }
     for (row, mimalloc, environment) in [
         ("trainer/mlp-step-glibc", false, &[("LEYDEN_MALLOC", "system")][..]),
@@ -39,14 +40,23 @@ pub(crate) fn rows(peer: bool) -> Result<Vec<Row>> {
     ] {
         let (ours, raw) = in_child("mlp", mimalloc, environment)?;
         let ratio = Some(ours.median / raw.median);
-        let goal = "<= 1.02x raw Burn";
-        rows.push(Row { row, ours, peer: Some(raw), unit: "us", ratio, goal, compared: "raw Burn" });
+        let (goal, compared) = ("<= 1.02x raw Burn", "raw Burn".to_owned());
+        rows.push(Row { row, ours, peer: Some(raw), unit: "us", ratio, goal, compared, notes: Vec::new() });
     }
     if peer && let Some(theirs) = lightning_step("mlp") {
         let (ours, _) = in_child("mlp", true, &[])?;
         let ratio = Some(theirs.median / ours.median);
-        let (row, goal) = ("trainer/mlp-fit", ">= 2.5x Lightning");
-        rows.push(Row { row, ours, peer: Some(theirs), unit: "us", ratio, goal, compared: "Lightning" });
+        let (row, goal, compared) = ("trainer/mlp-fit", ">= 2.5x Lightning", "Lightning".to_owned());
+        rows.push(Row {
+            row,
+            ours,
+            peer: Some(theirs),
+            unit: "us",
+            ratio,
+            goal,
+            compared,
+            notes: Vec::new(),
+        });
     }
     Ok(rows)
 }
