@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 ROWS, WIDTH, BATCH = 60_000, 784, 64
 IMAGE = 3 * 224 * 224
-KEYS, KEYED_WIDTH, KEYED_LEN = 32, 1024, 2_000
+KEYS, KEYED_WIDTH, KEYED_LEN = 32, 1024, 300
 BIG_BATCHES = 48
 SHIPPED = 128 << 20
 RESIDENT = 1 << 30

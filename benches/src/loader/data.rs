@@ -179,6 +179,6 @@ impl Dataset for Resident {
 const KEYS: usize = 32;
 const KEYED_WIDTH: usize = 1024;
 const KEYED_ROWS: usize = 64;
-const KEYED_LEN: usize = 2_000;
+const KEYED_LEN: usize = 300;
 const SHIPPED_BYTES: usize = 128 << 20;
 const RESIDENT_BYTES: usize = 1 << 30;

@@ -24,7 +24,7 @@ pub(crate) fn serve(cell: &str) -> Result<()> {
     match cell {
         "tensors-inline" => passes(shuffled(rows()?), 5),
         "tensors-2proc" => passes(shuffled(rows()?).workers(Workers::spawn(2)), 10),
-        "dict32-1proc" => passes(DataLoader::builder(Keyed::new()?).workers(Workers::spawn(1)), 10),
+        "dict32-1proc" => passes(DataLoader::builder(Keyed::new()?).workers(Workers::spawn(1)), 60),
         "big-2proc" => {
             let images = Rows::new(64, &[3, 224, 224], 64 * 48)?;
             passes(DataLoader::builder(images).batch_size(64).workers(Workers::spawn(2)), 1)
