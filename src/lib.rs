@@ -16,7 +16,7 @@ pub use leyden_burn::{
     predicted_classes,
 };
 pub use leyden_data as data;
-pub use leyden_data::{DataLoader, Dataset, Loader};
+pub use leyden_data::{Collate, DataLoader, Dataset, Loader};
 pub use leyden_macros::main;
 pub use leyden_process::{Code, Error, Result, bail, exit};
 pub use leyden_train as train;
@@ -29,7 +29,9 @@ pub use leyden_train::{
 
 /// What a program that trains needs: `use leyden::prelude::*;`.
 pub mod prelude {
-    pub use crate::data::{DataLoader, Dataset, IdxImages, ImageBatch, SampleCx, Subset, random_split};
+    pub use crate::data::{
+        Array, Collate, DataLoader, Dataset, IdxImages, ImageBatch, SampleCx, Subset, random_split,
+    };
     pub use crate::metric::{Accuracy, ConfusionMatrix, F1, Mean};
     pub use crate::schedule::{
         CosineAnnealing, ExponentialLr, Interval, LinearWarmup, OneCycle, ReduceLROnPlateau, StepLr,

@@ -12,3 +12,5 @@ pub const UNUSABLE_TENSOR: Code = Code::new("T0703", exit::TRAINING_FAILED);
 pub const OTHER_OPTIMIZER: Code = Code::new("K0109", exit::CONFIGURATION);
 /// The model is gone: the engine panicked while it was being updated.
 pub const MODEL_LOST: Code = Code::new("T0704", exit::TRAINING_FAILED);
+/// An array of a batch has another number of dimensions than its tensor.
+pub const ARRAY_DIMENSIONS: Code = Code::new("T0705", exit::TRAINING_FAILED);

@@ -3,12 +3,12 @@
 use burn::module::Module;
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use leyden_data::ImageBatch;
+use leyden_data::{Array, ImageBatch};
 use leyden_process::{Error, Result};
 use leyden_train::state::NamedTensor;
 use leyden_train::{Hook, Outcome, Stage};
 
-use crate::codes::NOT_IMPLEMENTED;
+use crate::codes::{ARRAY_DIMENSIONS, NOT_IMPLEMENTED};
 use crate::optimizers::Optimizers;
 use crate::step::StepCx;
 
@@ -170,6 +170,49 @@ pub trait FromHost: Sized {
     fn from_host(host: Self::Host, device: &Device) -> Result<Self>;
 }
 
+/// An array of floats; the number of its dimensions must be `D`.
+impl<const D: usize> FromHost for Tensor<D> {
+    type Host = Array<f32>;
+
+    fn from_host(host: Array<f32>, device: &Device) -> Result<Self> {
+        Ok(Tensor::from_data(tensor_data(host, D)?, device))
+    }
+}
+
+/// An array of whole numbers; the number of its dimensions must be `D`.
+impl<const D: usize> FromHost for Tensor<D, Int> {
+    type Host = Array<i64>;
+
+    fn from_host(host: Array<i64>, device: &Device) -> Result<Self> {
+        Ok(Tensor::from_data(tensor_data(host, D)?, device))
+    }
+}
+
+/// Two parts, such as inputs and classes.
+impl<A: FromHost, B: FromHost> FromHost for (A, B) {
+    type Host = (A::Host, B::Host);
+
+    fn from_host((first, second): Self::Host, device: &Device) -> Result<Self> {
+        Ok((A::from_host(first, device)?, B::from_host(second, device)?))
+    }
+}
+
+/// An array as what a tensor of `dimensions` dimensions is made of; copied only out of memory that is shared with a
+/// worker process.
+fn tensor_data<T: leyden_data::Element + burn::tensor::Element>(
+    host: Array<T>,
+    dimensions: usize,
+) -> Result<TensorData> {
+    let shape = host.shape().to_vec();
+    if shape.len() == dimensions {
+        return Ok(TensorData::new(host.into_vec(), shape));
+    }
+    Err(Error::new(ARRAY_DIMENSIONS, "an array of a batch has another number of dimensions than its tensor")
+        .at("array", format_args!("{shape:?}, {} dimensions", shape.len()))
+        .at("tensor", format_args!("{dimensions} dimensions"))
+        .hint("change the type of the batch (`Tensor<D>`), or reshape the array in the data set's `collate`"))
+}
+
 /// Images with their labels, as [`ImageBatch`](leyden_data::ImageBatch) uploads them.
 #[derive(Clone, Debug)]
 pub struct LabeledImages {
@@ -183,9 +226,8 @@ impl FromHost for LabeledImages {
     type Host = ImageBatch;
 
     fn from_host(host: ImageBatch, device: &Device) -> Result<Self> {
-        let images = Tensor::from_data(TensorData::new(host.pixels, host.shape), device);
-        let count = host.labels.len();
-        Ok(Self { images, labels: Tensor::from_data(TensorData::new(host.labels, [count]), device) })
+        let (images, labels) = FromHost::from_host((host.images, host.labels), device)?;
+        Ok(Self { images, labels })
     }
 }
 

@@ -188,6 +188,15 @@ impl<T: Element> DerefMut for Array<T> {
     }
 }
 
+impl<'a, T: Element> IntoIterator for &'a Array<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
 /// A copy on the heap, wherever the original lies.
 impl<T: Element> Clone for Array<T> {
     fn clone(&self) -> Self {

@@ -54,6 +54,12 @@ pub const BUSY: Code = Code::new("L0906", exit::TRAINING_FAILED);
 pub const BATCH_UNREADABLE: Code = Code::new("L0907", exit::TRAINING_FAILED);
 /// A batch cannot be handed over by a worker process.
 pub const BATCH_UNWRITABLE: Code = Code::new("L0908", exit::TRAINING_FAILED);
+/// A loader ended before its length.
+pub const LOADER_ENDED: Code = Code::new("L0931", exit::TRAINING_FAILED);
+/// A stream is longer or shorter than it was said to be.
+pub const STREAM_LENGTH: Code = Code::new("L0932", exit::TRAINING_FAILED);
+/// A stream's code panicked.
+pub const STREAM_PANICKED: Code = Code::new("L0933", exit::TRAINING_FAILED);
 /// An array's shape and elements do not fit together.
 pub const ARRAY_SHAPE: Code = Code::new("L0501", exit::TRAINING_FAILED);
 /// The samples of a batch cannot be stacked: they differ in shape or keys.
@@ -72,6 +78,44 @@ pub const SAMPLER_PANICKED: Code = Code::new("L0605", exit::TRAINING_FAILED);
 pub const GLOBAL_BATCH: Code = Code::new("L0606", exit::CONFIGURATION);
 /// A place in an epoch is not where a batch begins.
 pub const BATCH_POSITION: Code = Code::new("L0607", exit::CONFIGURATION);
+/// An item of a batch to be padded has no first dimension.
+pub const PAD_SCALAR: Code = Code::new("L0511", exit::TRAINING_FAILED);
+/// Data sets cannot be concatenated or mixed as asked.
+pub const COMBINATION: Code = Code::new("L0512", exit::CONFIGURATION);
+/// A part of a batch has not the samples that it was made of.
+pub const BATCH_ROWS: Code = Code::new("L0513", exit::TRAINING_FAILED);
+/// The arrays of a `TensorDataset` differ in their first dimension.
+pub const TENSOR_ROWS: Code = Code::new("L0514", exit::CONFIGURATION);
+/// A file or folder of a data set cannot be read.
+pub const FILE_UNREADABLE: Code = Code::new("L0701", exit::CONFIGURATION);
+/// A file is not the one that was indexed.
+pub const FILE_CHANGED: Code = Code::new("L0702", exit::TRAINING_FAILED);
+/// A folder of images has no classes, or a class has no images.
+pub const NO_IMAGES: Code = Code::new("L0703", exit::CONFIGURATION);
+/// An image cannot be decoded.
+pub const IMAGE_DAMAGED: Code = Code::new("L0704", exit::TRAINING_FAILED);
+/// The header of an image promises more than its file can hold, or than is decoded.
+pub const IMAGE_SIZE: Code = Code::new("L0705", exit::TRAINING_FAILED);
+/// The arguments of an image transform are impossible.
+pub const IMAGE_TRANSFORM: Code = Code::new("L0706", exit::CONFIGURATION);
+/// An image is smaller than the crop asked of it.
+pub const IMAGE_CROP: Code = Code::new("L0707", exit::TRAINING_FAILED);
+/// A CSV file is malformed.
+pub const CSV_MALFORMED: Code = Code::new("L0711", exit::CONFIGURATION);
+/// A CSV record does not fit the type it is read as.
+pub const CSV_RECORD: Code = Code::new("L0712", exit::TRAINING_FAILED);
+/// A tar archive is truncated or damaged.
+pub const TAR_DAMAGED: Code = Code::new("L0721", exit::CONFIGURATION);
+/// A tar archive has a sparse member.
+pub const TAR_SPARSE: Code = Code::new("L0722", exit::CONFIGURATION);
+/// A sample occurs twice in a tar archive.
+pub const TAR_DUPLICATE: Code = Code::new("L0723", exit::CONFIGURATION);
+/// A sample in a tar archive lacks a file.
+pub const TAR_MISSING: Code = Code::new("L0724", exit::CONFIGURATION);
+/// A safetensors file is truncated or damaged.
+pub const SAFETENSORS_DAMAGED: Code = Code::new("L0731", exit::CONFIGURATION);
+/// A safetensors file has not the tensors asked for.
+pub const SAFETENSORS_COLUMN: Code = Code::new("L0732", exit::CONFIGURATION);
 
 #[cfg(test)]
 mod tests {
@@ -103,6 +147,9 @@ mod tests {
             WORKER_DIED,
             POISON,
             BUSY,
+            LOADER_ENDED,
+            STREAM_LENGTH,
+            STREAM_PANICKED,
             BATCH_UNREADABLE,
             BATCH_UNWRITABLE,
             ARRAY_SHAPE,
@@ -114,6 +161,25 @@ mod tests {
             SAMPLER_PANICKED,
             GLOBAL_BATCH,
             BATCH_POSITION,
+            PAD_SCALAR,
+            COMBINATION,
+            BATCH_ROWS,
+            TENSOR_ROWS,
+            FILE_UNREADABLE,
+            FILE_CHANGED,
+            NO_IMAGES,
+            IMAGE_DAMAGED,
+            IMAGE_SIZE,
+            IMAGE_TRANSFORM,
+            IMAGE_CROP,
+            CSV_MALFORMED,
+            CSV_RECORD,
+            TAR_DAMAGED,
+            TAR_SPARSE,
+            TAR_DUPLICATE,
+            TAR_MISSING,
+            SAFETENSORS_DAMAGED,
+            SAFETENSORS_COLUMN,
         ];
         for code in all {
             let path = format!("{}/../../docs/errors/{code}.md", env!("CARGO_MANIFEST_DIR"));

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use leyden_process::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 use crate::codes::{INDEX_OUT_OF_RANGE, SPLIT_LENGTHS};
 use crate::permutation::Permutation;
@@ -129,6 +130,10 @@ impl SampleCx {
         Self { seed, epoch, index, rng: None }
     }
 
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// The epoch, from 0.
     pub fn epoch(&self) -> u64 {
         self.epoch
@@ -148,7 +153,7 @@ impl SampleCx {
 }
 
 /// Some samples of a data set, in a chosen order (PyTorch: `Subset`). An index may occur more than once.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Subset<D> {
     dataset: D,
     indices: Arc<[usize]>,

@@ -15,11 +15,14 @@ use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
 use leyden_process::{Error, Result};
+use serde::{Deserialize, Serialize};
 
+use crate::array::Array;
 use crate::codes::{
     IDX_ELEMENT, IDX_GZIP, IDX_MAGIC, IDX_PAIR, IDX_SIZE, IDX_TRAILING, IDX_TRUNCATED, IDX_UNREADABLE,
 };
 use crate::dataset::{Dataset, SampleCx, out_of_range};
+use crate::files::{Report, path_bytes};
 
 /// The contents of an IDX file of unsigned bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,23 +59,66 @@ impl IdxArray {
 }
 
 /// Images and labels of a batch.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ImageBatch {
-    /// Grey values divided by the data set's scale, in C order of `shape`.
-    pub pixels: Vec<f32>,
-    /// Batch, height, width.
-    pub shape: [usize; 3],
-    /// The class of each image.
-    pub labels: Vec<i64>,
+    /// Grey values divided by the data set's scale: `[batch, height, width]`.
+    pub images: Array<f32>,
+    /// The class of each image: `[batch]`.
+    pub labels: Array<i64>,
 }
 
 /// Grey images with labels, in memory: MNIST, Fashion-MNIST, KMNIST, or files of one's own. A clone shares the data.
-#[derive(Clone)]
+///
+/// What was opened from files is serialised as their paths, and read again on the other side; what was made of bytes, as
+/// its data.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(into = "Description", try_from = "Description")]
 pub struct IdxImages {
     data: Arc<Labelled>,
     divisor: f32,
+    /// Images and labels, if they came from files.
+    files: Option<Arc<[PathBuf; 2]>>,
 }
 
+/// An [`IdxImages`] as it is serialised.
+#[derive(Serialize, Deserialize)]
+enum Description {
+    Files {
+        #[serde(with = "path_bytes")]
+        images: PathBuf,
+        #[serde(with = "path_bytes")]
+        labels: PathBuf,
+        divisor: f32,
+    },
+    Memory {
+        data: Arc<Labelled>,
+        divisor: f32,
+    },
+}
+
+impl From<IdxImages> for Description {
+    fn from(IdxImages { data, divisor, files }: IdxImages) -> Self {
+        match files.as_deref() {
+            Some([images, labels]) => Self::Files { images: images.clone(), labels: labels.clone(), divisor },
+            None => Self::Memory { data, divisor },
+        }
+    }
+}
+
+impl TryFrom<Description> for IdxImages {
+    type Error = Report;
+
+    fn try_from(description: Description) -> Result<Self, Report> {
+        match description {
+            Description::Files { images, labels, divisor } => {
+                Self::open(images, labels).map(|images| images.scale(divisor)).map_err(Report)
+            }
+            Description::Memory { data, divisor } => Ok(Self { data, divisor, files: None }),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
 struct Labelled {
     /// Images, height, width.
     shape: [usize; 3],
@@ -88,7 +134,9 @@ impl IdxImages {
     /// `L0408` if the shapes are not those, or differ in n; else as [`IdxArray::open`].
     pub fn open(images: impl AsRef<Path>, labels: impl AsRef<Path>) -> Result<Self> {
         let names = [images.as_ref().display().to_string(), labels.as_ref().display().to_string()];
-        Self::pair(names, IdxArray::open(images)?, IdxArray::open(labels)?)
+        let files = [images.as_ref().to_owned(), labels.as_ref().to_owned()];
+        let pair = Self::pair(names, IdxArray::open(images)?, IdxArray::open(labels)?)?;
+        Ok(Self { files: Some(Arc::new(files)), ..pair })
     }
 
     /// Reads the bytes of two such files, such as `include_bytes!` gives.
@@ -131,7 +179,7 @@ impl IdxImages {
         }
         let classes = labels.data.iter().max().map_or(0, |&label| usize::from(label) + 1);
         let (shape, pixels, labels) = ([n, height, width], images.data, labels.data);
-        Ok(Self { data: Arc::new(Labelled { shape, pixels, labels, classes }), divisor: 255.0 })
+        Ok(Self { data: Arc::new(Labelled { shape, pixels, labels, classes }), divisor: 255.0, files: None })
     }
 
     /// Divides grey values by `divisor` (default 255, which maps bytes to [0, 1] as torchvision's `ToTensor` does).
@@ -187,13 +235,13 @@ impl Dataset for IdxImages {
     fn collate(&self, items: Vec<IdxItem>) -> Result<ImageBatch> {
         let [_, height, width] = self.data.shape;
         let size = height * width;
-        let mut pixels = Vec::with_capacity(items.len() * size);
-        for &IdxItem(index) in &items {
+        let mut images = Array::zeros(&[items.len(), height, width])?;
+        for (row, &IdxItem(index)) in images.rows_mut().zip(&items) {
             let image = &self.data.pixels[index * size..][..size];
-            pixels.extend(image.iter().map(|&grey| f32::from(grey) / self.divisor));
+            row.iter_mut().zip(image).for_each(|(value, &grey)| *value = f32::from(grey) / self.divisor);
         }
         let labels = items.iter().map(|&IdxItem(index)| i64::from(self.data.labels[index])).collect();
-        Ok(ImageBatch { pixels, shape: [items.len(), height, width], labels })
+        Ok(ImageBatch { images, labels })
     }
 }
 
@@ -559,10 +607,10 @@ mod tests {
         let size = (images.len(), images.height(), images.width(), images.classes());
         assert_eq!(size, (2, 2, 3, 8));
         let batch = images.collate(vec![IdxItem(1), IdxItem(0)]).unwrap();
-        assert_eq!((batch.shape, &batch.labels[..]), ([2, 2, 3], &[3, 7][..]));
+        assert_eq!((batch.images.shape(), &batch.labels[..]), (&[2, 2, 3][..], &[3, 7][..]));
         let expected = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 0.0, 51.0, 102.0, 153.0, 204.0, 255.0];
-        assert_eq!(batch.pixels, expected.map(|grey: f32| grey / 255.0));
-        assert_eq!(images.scale(1.0).collate(vec![IdxItem(0)]).unwrap().pixels, expected[6..]);
+        assert_eq!(batch.images[..], expected.map(|grey: f32| grey / 255.0));
+        assert_eq!(images.scale(1.0).collate(vec![IdxItem(0)]).unwrap().images[..], expected[6..]);
     }
 
     #[test]
@@ -600,5 +648,27 @@ mod tests {
                       t10k-labels.idx1-ubyte.gz";
         assert_eq!(error.place("looked for"), Some(looked));
         assert_eq!(error.place("folder"), Some(dir.path().display().to_string().as_str()));
+    }
+
+    #[test]
+    fn travels_as_its_paths_or_as_its_data() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let images = dir.path().join(std::ffi::OsStr::from_bytes(b"not-utf-8-\xff"));
+        let labels = dir.path().join("labels");
+        std::fs::write(&images, IMAGES).unwrap();
+        std::fs::write(&labels, LABELS).unwrap();
+        let from_files = IdxImages::open(&images, &labels).unwrap().scale(2.0);
+        let from_memory = IdxImages::from_bytes(IMAGES, LABELS).unwrap().scale(2.0);
+        let send = |images: &IdxImages| postcard::to_allocvec(images).unwrap();
+        for sent in [send(&from_files), send(&from_memory)] {
+            let back: IdxImages = postcard::from_bytes(&sent).unwrap();
+            let batch = |images: &IdxImages| images.collate(vec![IdxItem(1), IdxItem(0)]).unwrap();
+            assert_eq!(batch(&back), batch(&from_memory));
+        }
+        std::fs::remove_file(&labels).unwrap();
+        let text = serde_json::to_string(&from_files).unwrap();
+        let error = serde_json::from_str::<IdxImages>(&text).unwrap_err().to_string();
+        assert!(error.starts_with("error[L0401]: an IDX file cannot be read\n  file  "), "{error}");
     }
 }

@@ -18,6 +18,12 @@ pub trait IterableDataset: Send + Sync {
     /// How many streams there are. The loader asks once, when it is built.
     fn shards(&self) -> usize;
 
+    /// How many samples shard `shard` has, if that is known: then the number of batches is, too.
+    fn shard_len(&self, shard: usize) -> Option<usize> {
+        let _ = shard;
+        None
+    }
+
     /// The samples of shard `shard`, below `shards()`, in an order that is a function of the data, `shard` and `cx`
     /// alone: a worker that died is replaced by one that reads the stream again.
     ///
@@ -59,7 +65,14 @@ impl StreamCx {
     pub fn rng(&self, position: u64) -> SampleRng {
         SampleRng::new(mix(self.seed, &[self.epoch, STREAM, self.shard as u64, position]))
     }
+
+    /// The context of a stream that this one is made of, whose randomness is its own; `source` tells several apart.
+    pub(crate) fn below(self, source: u64, shard: usize) -> Self {
+        Self { seed: mix(self.seed, &[BELOW, source]), epoch: self.epoch, shard }
+    }
 }
 
 /// Keeps streams apart from samples under the same seed and epoch.
 const STREAM: u64 = 0x7374_7265_616D;
+/// Keeps a stream apart from those that it is made of.
+const BELOW: u64 = 0x0062_656C_6F77;

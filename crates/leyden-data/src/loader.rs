@@ -12,6 +12,7 @@
 
 mod builder;
 mod processes;
+mod streams;
 mod task;
 mod threads;
 mod timings;
@@ -27,7 +28,8 @@ use std::time::{Duration, Instant};
 use leyden_process::{Error, Result};
 
 pub use self::builder::{BadSample, DataLoaderBuilder};
-pub(crate) use self::processes::Processes;
+pub(crate) use self::processes::{Processes, Staff};
+pub use self::streams::{Lanes, StreamLoader, StreamLoaderBuilder};
 pub(crate) use self::task::{Loaded, Task, load};
 pub(crate) use self::threads::Threads;
 pub use self::timings::Timings;
@@ -137,8 +139,8 @@ enum Crew<D: Dataset> {
     PerEpoch(Start<D::Batch>),
 }
 
-/// Starts workers, where there are any to start.
-type Start<B> = Arc<dyn Fn() -> Result<Option<Arc<dyn Backend<B>>>> + Send + Sync>;
+/// Starts workers.
+type Start<B> = Arc<dyn Fn() -> Result<Arc<dyn Backend<B>>> + Send + Sync>;
 
 impl<D: Dataset> Clone for Crew<D> {
     fn clone(&self) -> Self {
@@ -335,8 +337,8 @@ pub struct Epoch<'a, D: Dataset> {
     epoch: u64,
     /// Made when the first batch is asked for: a sampler may fail.
     order: Option<EpochOrder>,
-    /// The workers, where they live for this epoch alone.
-    crew: Option<Arc<dyn Backend<D::Batch>>>,
+    /// The workers, where they live for this epoch alone; or why there are none.
+    crew: Option<Result<Arc<dyn Backend<D::Batch>>>>,
     /// What was asked for and not taken, oldest first.
     ahead: VecDeque<Ahead>,
     /// The batches not asked for yet.
@@ -359,12 +361,7 @@ impl<D: Dataset> Epoch<'_, D> {
         match &self.loader.crew {
             Crew::Caller => Ok(None),
             Crew::Persistent(backend) => Ok(Some(Arc::clone(backend))),
-            Crew::PerEpoch(start) => {
-                if self.crew.is_none() {
-                    self.crew = start()?;
-                }
-                Ok(self.crew.clone())
-            }
+            Crew::PerEpoch(start) => self.crew.get_or_insert_with(|| start()).clone().map(Some),
         }
     }
 
@@ -377,7 +374,7 @@ impl<D: Dataset> Epoch<'_, D> {
         };
         let indices = order.batch(batch)?;
         let skip_bad = self.loader.bad_sample == BadSample::Skip;
-        Ok(Task { seed, epoch: self.epoch, batch, indices, skip_bad })
+        Ok(Task { seed, epoch: self.epoch, batch, indices, skip_bad, left_out: Vec::new() })
     }
 
     /// Asks for as many batches ahead as there should be. What fails is told when the batch's turn comes.
@@ -465,9 +462,10 @@ impl<D: Dataset> FusedIterator for Epoch<'_, D> {}
 /// Whatever was asked for ahead is not wanted any more.
 impl<D: Dataset> Drop for Epoch<'_, D> {
     fn drop(&mut self) {
-        let Ok(Some(backend)) = self.backend() else { return };
-        for ahead in self.ahead.drain(..) {
-            if let Ahead::Posted(ticket) = ahead {
+        for ahead in std::mem::take(&mut self.ahead) {
+            if let Ahead::Posted(ticket) = ahead
+                && let Ok(Some(backend)) = self.backend()
+            {
                 backend.withdraw(ticket);
             }
         }

@@ -4,11 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use leyden_process::Result;
+use leyden_process::spawn::Start;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::dataset::Dataset;
-use crate::loader::{Backend, Limits, Processes, Threads};
+use crate::loader::{Backend, Limits, Processes, Staff, Threads};
 
 /// The kinds of workers, for [`DataLoaderBuilder::workers`](crate::DataLoaderBuilder::workers).
 ///
@@ -17,6 +18,8 @@ use crate::loader::{Backend, Limits, Processes, Threads};
 /// | [`inline`](Self::inline) | nothing | the specification, and the mode to debug in |
 /// | [`threads`](Self::threads) | a `'static` data set | errors and panics; a stuck thread is given up, not ended |
 /// | [`spawn`](Self::spawn) | data set and batch with serde's traits | crashes, `exit`, kills and hangs too: the worker is replaced, and its batches made again, bit for bit |
+/// | [`zygote`](Self::zygote) | the same | the same |
+/// | [`fork`](Self::fork) | a batch with serde's traits, and no other threads | the same, but dead workers are not replaced |
 #[derive(Clone, Copy, Debug)]
 pub struct Workers;
 
@@ -36,7 +39,21 @@ impl Workers {
     /// run again, and a start takes milliseconds. 0 is [`inline`](Self::inline). For data sets that call into foreign
     /// libraries, or into code that may hang.
     pub fn spawn(n: usize) -> ProcessWorkers {
-        ProcessWorkers { workers: n, threads_each: 1 }
+        ProcessWorkers(Staff { from: Start::Exec, workers: n, threads_each: 1 })
+    }
+
+    /// `n` processes, forked from one that was started anew and has read the data set (PyTorch: `"forkserver"`). They
+    /// share what it has read, and each starts in a fraction of a millisecond.
+    pub fn zygote(n: usize) -> ProcessWorkers {
+        ProcessWorkers(Staff { from: Start::Zygote, workers: n, threads_each: 1 })
+    }
+
+    /// `n` processes, forked from this one (PyTorch: `"fork"`): the data set need not be serialised, and is shared until
+    /// somebody writes to it. Refused while the program has threads other than Leyden's, because their locks would stay
+    /// locked for ever in the workers: before the first tensor is made, as a rule. A forked worker that dies is not
+    /// replaced; the others make its batches.
+    pub fn fork(n: usize) -> ForkWorkers {
+        ForkWorkers(Staff { from: Start::Fork, workers: n, threads_each: 1 })
     }
 }
 
@@ -49,6 +66,10 @@ impl Workers {
 pub trait WorkersFor<D: Dataset>: Send + Sync {
     /// How many; 0 where the caller makes batches itself.
     fn count(&self) -> usize;
+
+    /// One of them, alone.
+    #[doc(hidden)]
+    fn one(&self) -> Box<dyn WorkersFor<D>>;
 
     /// Starts them; nothing where the caller makes batches itself.
     ///
@@ -64,8 +85,10 @@ pub struct CrewPlan {
     pub(crate) limits: Limits,
     /// Batches that an epoch asks for ahead.
     pub(crate) ahead: usize,
-    /// The largest batch.
-    pub(crate) batch_bytes: u64,
+    /// The largest batch, where somebody has said.
+    pub(crate) batch_bytes: Option<u64>,
+    /// Whether samples that fail are left out.
+    pub(crate) skip_bad: bool,
 }
 
 /// Workers, started.
@@ -86,6 +109,10 @@ impl<D: Dataset> WorkersFor<D> for InlineWorkers {
         0
     }
 
+    fn one(&self) -> Box<dyn WorkersFor<D>> {
+        Box::new(*self)
+    }
+
     fn start(&self, _: &Arc<D>, _: &CrewPlan) -> Result<Option<Started<D::Batch>>> {
         Ok(None)
     }
@@ -102,6 +129,10 @@ impl<D: Dataset + 'static> WorkersFor<D> for ThreadWorkers {
         self.threads
     }
 
+    fn one(&self) -> Box<dyn WorkersFor<D>> {
+        Box::new(ThreadWorkers { threads: self.threads.min(1) })
+    }
+
     fn start(&self, dataset: &Arc<D>, plan: &CrewPlan) -> Result<Option<Started<D::Batch>>> {
         if self.threads == 0 {
             return Ok(None);
@@ -110,19 +141,16 @@ impl<D: Dataset + 'static> WorkersFor<D> for ThreadWorkers {
     }
 }
 
-/// [`Workers::spawn`].
+/// [`Workers::spawn`] and [`Workers::zygote`].
 #[derive(Clone, Copy, Debug)]
-pub struct ProcessWorkers {
-    workers: usize,
-    threads_each: usize,
-}
+pub struct ProcessWorkers(Staff);
 
 impl ProcessWorkers {
     /// How many batches each process makes at once (default 1). Few processes with several threads share what the data
     /// set holds.
     #[must_use]
     pub fn threads_each(mut self, threads: usize) -> Self {
-        self.threads_each = threads.max(1);
+        self.0.threads_each = threads.max(1);
         self
     }
 }
@@ -133,13 +161,42 @@ where
     D::Batch: Serialize + DeserializeOwned,
 {
     fn count(&self) -> usize {
-        self.workers.saturating_mul(self.threads_each)
+        self.0.workers.saturating_mul(self.0.threads_each)
+    }
+
+    fn one(&self) -> Box<dyn WorkersFor<D>> {
+        Box::new(ProcessWorkers(self.0.one()))
     }
 
     fn start(&self, dataset: &Arc<D>, plan: &CrewPlan) -> Result<Option<Started<D::Batch>>> {
-        if self.workers == 0 {
+        if self.0.workers == 0 {
             return Ok(None);
         }
-        Ok(Some(Started(Arc::new(Processes::start(dataset, self.workers, self.threads_each, plan)?))))
+        Ok(Some(Started(Arc::new(Processes::start(dataset, self.0, plan)?))))
+    }
+}
+
+/// [`Workers::fork`].
+#[derive(Clone, Copy, Debug)]
+pub struct ForkWorkers(Staff);
+
+impl<D> WorkersFor<D> for ForkWorkers
+where
+    D: Dataset + 'static,
+    D::Batch: Serialize + DeserializeOwned,
+{
+    fn count(&self) -> usize {
+        self.0.workers
+    }
+
+    fn one(&self) -> Box<dyn WorkersFor<D>> {
+        Box::new(ForkWorkers(self.0.one()))
+    }
+
+    fn start(&self, dataset: &Arc<D>, plan: &CrewPlan) -> Result<Option<Started<D::Batch>>> {
+        if self.0.workers == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Started(Arc::new(Processes::fork(dataset, self.0, plan)?))))
     }
 }

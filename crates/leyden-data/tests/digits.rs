@@ -33,12 +33,15 @@ fn a_shuffled_epoch_has_each_digit_as_often_as_published() {
 
     let loader = DataLoader::builder(digits).batch_size(64).shuffle(true).seed(1).build().unwrap();
     let batches: Vec<ImageBatch> = loader.epoch(0).map(|batch| batch.unwrap().data).collect();
-    assert_eq!((batches.len(), batches[0].shape, batches[28].shape), (29, [64, 8, 8], [5, 8, 8]));
+    assert_eq!(
+        (batches.len(), batches[0].images.shape(), batches[28].images.shape()),
+        (29, &[64, 8, 8][..], &[5, 8, 8][..])
+    );
 
     let mut counts = [0; 10];
     batches.iter().flat_map(|batch| &batch.labels).for_each(|&label| counts[label as usize] += 1);
     assert_eq!(counts, [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]);
     // Sixteenths are exact in f32, and so is their sum in f64.
-    let ink: f64 = batches.iter().flat_map(|batch| &batch.pixels).map(|&pixel| f64::from(pixel)).sum();
+    let ink: f64 = batches.iter().flat_map(|batch| &batch.images).map(|&pixel| f64::from(pixel)).sum();
     assert_eq!(ink, 561_718.0 / 16.0);
 }

@@ -1,6 +1,8 @@
-//! `#[leyden::main]`. It needs no parser crate: it renames `main` and wraps it.
+//! `#[leyden::main]`, which renames `main` and wraps it, and `#[derive(Collate)]`.
 
 #![forbid(unsafe_code)]
+
+mod collate;
 
 use proc_macro::{Delimiter, Group, Ident, TokenStream, TokenTree};
 
@@ -38,6 +40,17 @@ pub fn main(attribute: TokenStream, function: TokenStream) -> TokenStream {
     let mut expanded = tokens_of("fn main() -> ::std::process::ExitCode");
     expanded.extend([TokenTree::Group(Group::new(Delimiter::Brace, body))]);
     expanded
+}
+
+/// Makes a struct an item that is collated field by field: `#[derive(Collate)] struct Sample { image: Array<f32>, label: i64 }`
+/// makes `SampleBatch { image: Array<f32>, label: Array<i64> }`.
+///
+/// The batch has the struct's visibility and its fields', and derives `Debug`. `#[collate(derive(Clone, PartialEq))]`
+/// derives more; `#[collate(crate = "leyden_data")]` says where `Collate` is found if not in `::leyden::data`.
+#[proc_macro_derive(Collate, attributes(collate))]
+pub fn derive_collate(input: TokenStream) -> TokenStream {
+    let input = syn::parse_macro_input!(input as syn::DeriveInput);
+    collate::expand(&input).unwrap_or_else(|error| error.to_compile_error()).into()
 }
 
 fn error(message: &str) -> TokenStream {

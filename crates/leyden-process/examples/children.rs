@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use leyden_process::Result;
 use leyden_process::guarded::Guarded;
 use leyden_process::signal::Listener;
-use leyden_process::spawn::{Child, Job, Parent, Received, SpawnOptions};
+use leyden_process::spawn::{Child, Job, Parent, Received, SpawnOptions, Start};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -19,9 +20,13 @@ fn main() -> Result<()> {
         ["echo"] => echo(),
         ["replaced"] => replaced(),
         ["stuck", ref how @ ..] => stuck(how),
+        ["forked"] => forked(),
         ["guarded"] => guarded(),
         ["interrupted"] => interrupted(),
         ["stalled"] => stalled(),
+        ["hungry", group] => hungry(group),
+        ["unconsumed"] => unconsumed(),
+        ["sigchld-ignored"] => sigchld_ignored(),
         ["descriptors"] => descriptors(),
         _ => leyden_process::bail!("no such scenario: {words:?}"),
     }
@@ -55,7 +60,13 @@ fn stuck(how: &[&str]) -> Result<()> {
     let children = how
         .iter()
         .map(|&how| {
-            let mut child = Job::new(get_stuck, &how.to_owned())?.spawn(&SpawnOptions::named(how))?;
+            let (start, how) = match how.split_once(' ') {
+                Some(("zygote's", how)) => (Start::Zygote, how),
+                Some(("forked", how)) => (Start::Fork, how),
+                _ => (Start::Exec, how),
+            };
+            let options = SpawnOptions { start, ..SpawnOptions::named(how) };
+            let mut child = Job::new(get_stuck, &how.to_owned())?.spawn(&options)?;
             assert_eq!(child.recv(LONG)?, Received::Message(b"stuck".to_vec()));
             println!("{}", child.pid());
             Ok(child)
@@ -89,6 +100,49 @@ fn guarded() -> Result<()> {
     std::thread::sleep(LONG);
     drop(program);
     Ok(())
+}
+
+/// Two forks of a process with one thread: they share its memory, and neither holds what ties the other to it.
+fn forked() -> Result<()> {
+    print!("buffered, and written once");
+    let words = std::sync::Arc::new(vec!["in", "memory"]);
+    let own = std::process::id();
+    let job = Job::in_memory(
+        move |words: std::sync::Arc<Vec<&str>>, parent: Parent| {
+            println!();
+            // A program under guard needs threads of Leyden's, which a fork does not copy.
+            let mut program = Guarded::spawn(&mut std::process::Command::new("true"))?;
+            let program = program.wait(LONG)?.is_some_and(|status| status.success());
+            parent.send(format!("{} {} {program}", words.join(" "), own == std::process::id()).as_bytes())?;
+            std::thread::sleep(LONG);
+            Ok(())
+        },
+        words,
+    )?;
+    let options = SpawnOptions { start: Start::Fork, ..SpawnOptions::named("forked") };
+    let mut children = [job.spawn(&options)?, job.spawn(&options)?];
+    for child in &mut children {
+        println!("{:?}", child.recv(LONG)?.text());
+    }
+    let [first, second] = children;
+    println!("{}", first.stop(Duration::ZERO));
+    println!("{}", second.stop(Duration::ZERO));
+    let serialised = Job::new(answer, &"serialised".to_owned())?;
+    println!("{:?}", serialised.spawn(&options)?.recv(LONG)?.text());
+    Ok(())
+}
+
+trait Text {
+    fn text(&self) -> String;
+}
+
+impl Text for Received {
+    fn text(&self) -> String {
+        match self {
+            Self::Message(message) => String::from_utf8_lossy(message).into_owned(),
+            other => format!("{other:?}"),
+        }
+    }
 }
 
 /// Counts SIGINT here; the worker must not notice it.
@@ -133,6 +187,45 @@ extern "C" fn stall() {
         eprintln!("a constructor hangs");
         std::thread::sleep(LONG);
     }
+}
+
+/// A process whose cookie nobody took: the fuse must end it before it starts anything.
+fn unconsumed() -> Result<()> {
+    let stdin = std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned()?;
+    let stdin = fs::File::from(stdin).metadata()?;
+    let cookie = format!("worker:1:{}:{}\0", stdin.dev(), stdin.ino());
+    // SAFETY: there is no other thread yet; the text ends with a zero.
+    unsafe { libc::setenv(c"LEYDEN_ROLE".as_ptr(), cookie.as_ptr().cast(), 1) };
+    println!("main");
+    let job = Job::new(answer, &String::new());
+    println!("not reached: {job:?}");
+    Ok(())
+}
+
+/// The program has told the kernel to reap its children: what a child said itself is all that is known.
+fn sigchld_ignored() -> Result<()> {
+    // SAFETY: the disposition is one of the two constants.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    let mut good = Job::new(answer, &String::new())?.spawn(&SpawnOptions::named("good"))?;
+    println!("{}", good.ended(LONG).expect("it returns"));
+    let mut bad =
+        Job::new(|_: (), _: Parent| std::process::exit(3), &())?.spawn(&SpawnOptions::named("bad"))?;
+    println!("{}", bad.ended(LONG).expect("it exits"));
+    Ok(())
+}
+
+/// Joins a control group with little memory, and starts a worker that wants more.
+fn hungry(group: &str) -> Result<()> {
+    fs::write(format!("{group}/cgroup.procs"), std::process::id().to_string())?;
+    let eat = |_: (), _: Parent| {
+        let mut eaten = Vec::new();
+        loop {
+            eaten.push(std::hint::black_box(vec![1_u8; 1 << 20]));
+        }
+    };
+    let mut child = Job::new(eat, &())?.spawn(&SpawnOptions::named("hungry"))?;
+    println!("{}", child.ended(LONG).expect("it is killed"));
+    Ok(())
 }
 
 /// No descriptor is left: a refusal, nothing left behind, and again a worker when there are some.

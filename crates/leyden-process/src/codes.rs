@@ -65,3 +65,5 @@ pub const TASK_PANICKED: Code = Code::new("P0304", exit::TRAINING_FAILED);
 pub const TASK_SILENT: Code = Code::new("P0305", exit::TRAINING_FAILED);
 /// Another program could not be started under guard.
 pub const GUARDED: Code = Code::new("P0113", exit::CONFIGURATION);
+/// A process cannot be forked here.
+pub const FORK: Code = Code::new("P0114", exit::CONFIGURATION);

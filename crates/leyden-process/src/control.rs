@@ -1,10 +1,12 @@
 //! The socket between a process and one that it started: whole messages, descriptors beside them, and its end as the
 //! sign that the other side is gone.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use crate::sys;
@@ -24,6 +26,8 @@ pub(crate) enum Tag {
     Start,
     /// Parent to zygote: one more worker.
     Fork,
+    /// Zygote: the argument is read.
+    Loaded,
     /// Zygote: the worker's number, or an error.
     Forked,
     /// Either: a message of the user's.
@@ -36,8 +40,8 @@ pub(crate) enum Tag {
 
 impl Tag {
     fn from_byte(byte: u8) -> Option<Self> {
-        use Tag::{Descriptors, Fork, Forked, Goodbye, Hello, Message, Start, Stop};
-        [Hello, Descriptors, Start, Fork, Forked, Message, Stop, Goodbye]
+        use Tag::{Descriptors, Fork, Forked, Goodbye, Hello, Loaded, Message, Start, Stop};
+        [Hello, Descriptors, Start, Fork, Loaded, Forked, Message, Stop, Goodbye]
             .into_iter()
             .find(|tag| *tag as u8 == byte)
     }
@@ -51,17 +55,17 @@ pub(crate) enum Got {
 }
 
 /// One end.
-pub(crate) struct Control(OwnedFd);
+pub(crate) struct Control(Held<OwnedFd>);
 
 impl AsFd for Control {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.0.get().as_fd()
     }
 }
 
 impl Control {
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self(fd)
+        Self(Held::new(fd))
     }
 
     /// Sends one message; waits until the deadline for room. A closed socket is `BrokenPipe`.
@@ -99,7 +103,7 @@ impl Control {
         loop {
             let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
             // SAFETY: the message points at `parts` and `room`, which live until the call returns and are only read.
-            let sent = unsafe { libc::sendmsg(self.0.as_raw_fd(), &message, flags) };
+            let sent = unsafe { libc::sendmsg(self.as_fd().as_raw_fd(), &message, flags) };
             let error = match sys::check(sent as i64) {
                 Ok(_) => return Ok(()),
                 Err(error) => error,
@@ -120,7 +124,8 @@ impl Control {
     /// The next message. One thread at a time.
     pub(crate) fn receive(&self, deadline: Instant) -> io::Result<Got> {
         loop {
-            let (fd, flags) = (self.0.as_raw_fd(), libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT);
+            let (fd, flags) =
+                (self.as_fd().as_raw_fd(), libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT);
             // SAFETY: a length of 0 lets nothing be written; with MSG_TRUNC the message's real length comes back.
             let length = unsafe { libc::recv(fd, ptr::null_mut(), 0, flags) };
             match sys::check(length as i64) {
@@ -153,7 +158,7 @@ impl Control {
         message.msg_controllen = size_of_val(&room.0) as _;
         let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
         // SAFETY: the message points at `bytes` and `room`, each as long as said.
-        sys::check(unsafe { libc::recvmsg(self.0.as_raw_fd(), &mut message, flags) } as i64)?;
+        sys::check(unsafe { libc::recvmsg(self.as_fd().as_raw_fd(), &mut message, flags) } as i64)?;
         let fds = descriptors(&message);
         if message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
             return Err(io::Error::new(
@@ -182,6 +187,42 @@ impl Control {
             }
         }
     }
+}
+
+/// A descriptor that ties a process to this one. A forked process must not hold it: see [`release_all`].
+pub(crate) struct Held<T: AsFd>(T);
+
+static HELD: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+
+impl<T: AsFd> Held<T> {
+    pub(crate) fn new(descriptor: T) -> Self {
+        held().insert(descriptor.as_fd().as_raw_fd());
+        Self(descriptor)
+    }
+
+    pub(crate) fn get(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: AsFd> Drop for Held<T> {
+    fn drop(&mut self) {
+        held().remove(&self.0.as_fd().as_raw_fd());
+    }
+}
+
+/// In a process that was just forked: puts `null` in the place of all that is held. The numbers stay in use, because
+/// values that own them lie in the copied memory, and one that is dropped must not close a stranger's.
+pub(crate) fn release_all(null: BorrowedFd<'_>) {
+    for &fd in &*held() {
+        // SAFETY: the number is open and `Held`, whose owners only read, write and close it: they find nothing, and
+        // nobody to talk to.
+        unsafe { libc::dup3(null.as_raw_fd(), fd, libc::O_CLOEXEC) };
+    }
+}
+
+fn held() -> MutexGuard<'static, BTreeSet<RawFd>> {
+    HELD.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// How many descriptors one message may carry; the kernel allows 253.

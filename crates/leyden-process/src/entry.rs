@@ -22,7 +22,7 @@ use crate::codes::{NESTED, NO_ENTRY, NO_SELF, UNCONSUMED_ROLE};
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::image::{self, Image};
-use crate::{exit, guarded, sys, worker};
+use crate::{exit, guarded, sys, worker, zygote};
 
 /// What a process is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,14 +53,25 @@ pub fn role() -> Role {
 /// `cdylib`, `-C prefer-dynamic`), where the function could not be found again; `P0103` if `/proc/self/exe` is missing,
 /// not executable, or another program: this one was started through a loader or an emulator.
 pub fn preflight() -> Result<()> {
+    refuse_nesting()?;
+    can_start_again()
+}
+
+/// The part of [`preflight`] that a fork needs too.
+pub(crate) fn refuse_nesting() -> Result<()> {
     fuse();
     if role() == Role::Worker {
         return Err(Error::new(NESTED, "a process that Leyden started cannot start others")
             .why("it runs a function of the program, never its `main`, and may not become a chain of processes")
             .hint("start processes in the program's own process; use threads inside a worker")
-            .hint("for other programs use `process::Guarded`"));
+            .hint("for other programs use `leyden_process::guarded::Guarded`"));
     }
-    can_start_again()
+    Ok(())
+}
+
+/// In a process that was forked to be a worker.
+pub(crate) fn note_worker() {
+    ROLE.store(Kind::Worker as u8, Ordering::Relaxed);
 }
 
 /// Ends a process that was started to be a worker and yet got this far. Whatever could start processes calls it first.
@@ -101,15 +112,18 @@ pub(crate) enum Kind {
     Worker = 1,
     /// Kills its process group when its parent is gone; see [`crate::guarded`].
     Guard,
+    /// Forks workers; see [`crate::zygote`].
+    Zygote,
 }
 
 impl Kind {
-    const ALL: [Self; 2] = [Self::Worker, Self::Guard];
+    const ALL: [Self; 3] = [Self::Worker, Self::Guard, Self::Zygote];
 
     fn name(self) -> &'static str {
         match self {
             Self::Worker => "worker",
             Self::Guard => "guard",
+            Self::Zygote => "zygote",
         }
     }
 }
@@ -171,10 +185,7 @@ static HOOK: Constructor = hook;
 
 extern "C" fn hook(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
     HOOK_RAN.store(true, Ordering::Relaxed);
-    // In a library this may run under the loader's lock, where starting a thread can deadlock; and there is nothing to
-    // run there, because the preflight has refused to start us.
-    let in_the_program = is_in_the_program(hook as *const () as usize).is_ok();
-    let Some(cookie) = take_cookie(in_the_program) else { return };
+    let Some(cookie) = take_cookie() else { return };
     if cookie.depth != DEEPEST {
         sys::exit_now(exit::CONFIGURATION);
     }
@@ -185,6 +196,7 @@ extern "C" fn hook(argc: c_int, argv: *const *const c_char, envp: *const *const 
         // It runs no code of the program, and must outlive us by the moment that it needs to kill its group.
         Kind::Guard => guarded::guard(&control),
         Kind::Worker => worker::run,
+        Kind::Zygote => zygote::run,
     };
     worker::arm(&control);
     run_later_constructors(argc, argv, envp);
@@ -193,7 +205,7 @@ extern "C" fn hook(argc: c_int, argv: *const *const c_char, envp: *const *const 
 
 /// The cookie, if it was written for this process. It is removed in any case, unless it is ours and cannot be used: then
 /// the fuse must find it.
-fn take_cookie(usable: bool) -> Option<Cookie> {
+fn take_cookie() -> Option<Cookie> {
     // SAFETY: before `main`, no other thread of ours changes the environment; the text is copied before it is removed.
     let text = unsafe {
         let text = libc::getenv(VARIABLE_C.as_ptr());
@@ -203,7 +215,9 @@ fn take_cookie(usable: bool) -> Option<Cookie> {
         CStr::from_ptr(text).to_str().ok()?.to_owned()
     };
     let cookie = Cookie::parse(&text).filter(|cookie| cookie.is_ours());
-    if cookie.is_some() && !usable {
+    // In a library this may run under the loader's lock, where starting a thread can deadlock. Nothing is to be run
+    // there: the preflight has refused to start us.
+    if cookie.is_some() && is_in_the_program(hook as *const () as usize).is_err() {
         return None;
     }
     // SAFETY: as above.

@@ -1,8 +1,14 @@
 //! What every other Leyden crate stands on: [errors](error), [exit codes](exit), [signals as values](signal),
-//! [contained panics](mod@contain) and the [allocator's thresholds](allocator); on Linux also memory that processes
-//! [share](memory), and [tasks and replies](slots) through it.
+//! [contained panics](mod@contain) and the [allocator's thresholds](allocator); on Linux also processes that run a
+//! function of the program ([`spawn`]) or another program ([`guarded`]) and never outlive it, memory that processes
+//! [share](memory), and [pools](pool) of workers that do tasks through it.
 //!
 //! All `unsafe` code of the project is in this crate; each block says who guarantees what.
+
+#![cfg_attr(
+    all(test, loom),
+    expect(dead_code, reason = "the model runs without the slots, which use the rest")
+)]
 
 #[cfg(not(any(unix, docsrs)))]
 compile_error!("leyden runs on Linux; other Unix systems build, anything else is not supported yet");
@@ -47,9 +53,13 @@ pub mod supervise;
 #[cfg(target_os = "linux")]
 mod sys;
 #[cfg(target_os = "linux")]
+mod threads;
+#[cfg(target_os = "linux")]
 pub mod tombstone;
 #[cfg(target_os = "linux")]
 mod worker;
+#[cfg(target_os = "linux")]
+mod zygote;
 
 pub use contain::{Panic, contain};
 pub use error::{Code, Error, Result};

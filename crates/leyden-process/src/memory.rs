@@ -234,7 +234,7 @@ pub(crate) fn check_file_size(bytes: u64) -> Result<()> {
         )
         .at("needed", format!("{bytes} bytes"))
         .at("limit", format!("{most} bytes (RLIMIT_FSIZE)"))
-        .why("shared memory is a file without a name, and the limit holds for it as for any other; nothing of it is on a disk")
+        .why("shared memory is a file without a name, and the limit holds for it as for any other")
         .hint("lift it with `ulimit -f unlimited`, or in the service's or container's configuration")),
         _ => Ok(()),
     }

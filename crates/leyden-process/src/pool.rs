@@ -23,14 +23,14 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Lived;
 use crate::codes::{POOL_CLOSED, POOL_START, POOL_UNSTAFFED, TASK_PANICKED, TASK_SILENT};
 use crate::error::{Error, Result};
-use crate::slots::{Loan, Reply, SlotId, SlotView, Slots, SlotsConfig, SlotsWorker, Task, Waited};
-use crate::spawn::{Child, Job, Parent, Received, SpawnOptions};
-use crate::supervise::{Ended, evidence, stop_all};
+use crate::slots::{Loan, Reply, SlotId, SlotView, Slots, SlotsConfig, SlotsWorker, Task};
+use crate::spawn::{Child, Job, Parent, Received, SpawnOptions, Start};
+use crate::supervise::{Cause, Ended, Evidence, evidence, stop_all};
 use crate::tombstone::{self, State};
-use crate::{contain, futex};
+use crate::{contain, futex, sys, threads};
 
-/// What the workers of a pool do. The value is serialised once, and each worker has a copy.
-pub trait Work: Serialize + DeserializeOwned + Send + Sync + 'static {
+/// What the workers of a pool do.
+pub trait Work: Send + Sync + 'static {
     /// Prepares worker `worker` of `workers`.
     ///
     /// # Errors
@@ -50,6 +50,8 @@ pub trait Work: Serialize + DeserializeOwned + Send + Sync + 'static {
 pub struct PoolOptions {
     /// What the processes are called, in `ps` and in messages.
     pub name: String,
+    /// Where the processes come from.
+    pub from: Start,
     /// How many processes.
     pub workers: usize,
     /// How many tasks each of them does at once.
@@ -66,6 +68,9 @@ pub struct PoolOptions {
     pub start: Duration,
     /// How many deaths are made good, until the pool is [renewed](Pool::renew).
     pub redo: usize,
+    /// Whether deaths at one task do not count for others while it is open: a task that turns out to be what kills is
+    /// changed, and its deaths are [pardoned](Pool::pardon).
+    pub pardons: bool,
     /// A task in words, for messages: of its request, and the phase and progress that it has noted.
     pub describe: Describe,
 }
@@ -106,23 +111,37 @@ pub struct Death {
     pub progress: u64,
     /// What the task noted last.
     pub phase: u8,
-    /// How many workers have died at this task.
+    /// How many workers in a row have died at this task, in this place of it.
     pub deaths: usize,
     /// How many deaths were made good since the pool was renewed.
     pub redone: usize,
 }
 
-/// A task that has killed this many workers is not tried again.
+/// A task that has killed this many workers in a row, in one and the same place of it, is not tried again.
 pub const POISON: usize = 3;
 
 impl Pool {
-    /// Starts the workers, and waits until each has done [`Work::start`].
+    /// Starts the workers, and waits until each has done [`Work::start`]. `work` is serialised once, and each worker has
+    /// a copy.
     ///
     /// # Errors
     /// Those of [`Job::new`], [`Job::spawn`] and [`Slots::new`]; that of [`Work::start`]; `P0301` if a worker does not get
     /// ready in time. Nothing is left behind.
-    pub fn start<W: Work>(work: &W, options: PoolOptions) -> Result<Self> {
-        let job = Job::new(serve::<W>, work)?;
+    pub fn start<W: Work + Serialize + DeserializeOwned>(work: &W, options: PoolOptions) -> Result<Self> {
+        Self::staffed(Job::new(|work: W, parent| serve(&work, parent), work)?, options)
+    }
+
+    /// The same by forking, whatever [`PoolOptions::from`] says: workers share `work` until they write to it. A forked
+    /// worker that dies is not replaced while there are other threads, which is nearly always: the others do its tasks.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start); `P0114` where a fork is not safe.
+    pub fn fork<W: Work>(work: Arc<W>, options: PoolOptions) -> Result<Self> {
+        let job = Job::in_memory(|work: Arc<W>, parent| serve(&*work, parent), work)?;
+        Self::staffed(job, PoolOptions { from: Start::Fork, ..options })
+    }
+
+    fn staffed(job: Job, options: PoolOptions) -> Result<Self> {
         let config = SlotsConfig {
             // A dead worker keeps its number until it is buried; its replacement needs another one meanwhile.
             workers: 2 * options.workers,
@@ -146,22 +165,22 @@ impl Pool {
             dying: Vec::new(),
             futile: 0,
             failure: None,
+            not_before: Instant::now(),
         };
         for worker in 0..shared.options.workers {
             crew.hire(worker)?;
         }
         crew.wait_until_ready()?;
         let (report, ended) = mpsc::sync_channel(1);
-        let supervisor = thread::Builder::new().name(format!("{} watch", shared.options.name));
-        supervisor
-            .spawn(move || {
-                crew.supervise();
-                // Nobody listens any more if it took too long.
-                let _ = report.send(());
-            })
-            .map_err(|error| {
-                Error::new(POOL_START, "the thread that supervises workers cannot be started").because(&error)
-            })?;
+        let name = format!("{} watch", shared.options.name);
+        threads::start(&name, move || {
+            crew.supervise();
+            // Nobody listens any more if it took too long.
+            let _ = report.send(());
+        })
+        .map_err(|error| {
+            Error::new(POOL_START, "the thread that supervises workers cannot be started").because(&error)
+        })?;
         Ok(Self { shared, ended: Mutex::new(ended) })
     }
 
@@ -172,9 +191,17 @@ impl Pool {
     pub fn post(&self, ticket: u64, request: Vec<u8>) -> Result<bool> {
         let mut tasks = self.shared.tasks();
         let Some(slot) = self.shared.slots.post(ticket, &request)? else { return Ok(false) };
-        tasks
-            .by_ticket
-            .insert(ticket, Posted { slot, request, deaths: 0, watched: None, fatal: None, died: None });
+        let posted = Posted {
+            slot,
+            request,
+            deaths: 0,
+            place: None,
+            watched: None,
+            fatal: None,
+            died: None,
+            unwanted: false,
+        };
+        tasks.by_ticket.insert(ticket, posted);
         Ok(true)
     }
 
@@ -197,42 +224,41 @@ impl Pool {
                 tasks.by_ticket.remove(&ticket);
                 return Ok(Outcome::Died(death));
             }
-            if let Some(reason) = &tasks.unstaffed {
-                let reason = reason.clone();
-                tasks.by_ticket.remove(&ticket);
-                drop(tasks);
-                self.shared.slots.withdraw(slot, ticket);
+            let unstaffed = tasks.unstaffed.clone();
+            drop(tasks);
+            // Nothing where it is not done, or has moved to another slot meanwhile.
+            if let Some(reply) = self.shared.slots.take(slot, ticket).transpose() {
+                self.shared.tasks().by_ticket.remove(&ticket);
+                return Ok(match reply? {
+                    Reply::Done(loan) => Outcome::Done(loan),
+                    Reply::Failed(loan) => {
+                        Outcome::Failed(Error::from_wire(loan.body()).unwrap_or_else(|| {
+                            Error::new(TASK_SILENT, "a worker gave a task up without a reason")
+                        }))
+                    }
+                });
+            }
+            if let Some(reason) = unstaffed {
+                self.withdraw(ticket);
                 return Err(reason);
             }
-            drop(tasks);
             if Arc::strong_count(&self.shared) == 1 {
                 return Err(Error::new(POOL_CLOSED, "the thread that supervises workers is gone"));
             }
             // A kick says that something has happened to a task, perhaps to this one.
-            if self.shared.slots.wait(slot, ticket, kicks, Instant::now() + LOOK) != Waited::Ready {
-                continue;
-            }
-            // Nothing where the task has moved to another slot meanwhile.
-            let Some(reply) = self.shared.slots.take(slot, ticket)? else { continue };
-            self.shared.tasks().by_ticket.remove(&ticket);
-            return Ok(match reply {
-                Reply::Done(loan) => Outcome::Done(loan),
-                Reply::Failed(loan) => {
-                    Outcome::Failed(Error::from_wire(loan.body()).unwrap_or_else(|| {
-                        Error::new(TASK_SILENT, "a worker gave a task up without a reason")
-                    }))
-                }
-            });
+            self.shared.slots.wait(slot, ticket, kicks, Instant::now() + LOOK);
         }
     }
 
-    /// Nobody will take this task.
+    /// Nobody will take this task. A worker that is at it is still watched.
     pub fn withdraw(&self, ticket: u64) {
-        let removed = self.shared.tasks().by_ticket.remove(&ticket);
-        if let Some(posted) = removed
-            && posted.died.is_none()
-        {
-            self.shared.slots.withdraw(posted.slot, ticket);
+        let mut tasks = self.shared.tasks();
+        let Some(posted) = tasks.by_ticket.get_mut(&ticket) else { return };
+        posted.unwanted = true;
+        let slot = posted.slot;
+        self.shared.slots.withdraw(slot, ticket);
+        if !self.shared.is_running(slot, ticket) {
+            tasks.by_ticket.remove(&ticket);
         }
     }
 
@@ -240,10 +266,15 @@ impl Pool {
     pub fn renew(&self) {
         let mut tasks = self.shared.tasks();
         tasks.redone = 0;
-        if tasks.unstaffed.take().is_some() {
-            self.shared.renewed.store(true, Ordering::Release);
-            self.shared.wake();
-        }
+        tasks.unstaffed = None;
+        self.shared.renewed.store(true, Ordering::Release);
+        self.shared.wake();
+    }
+
+    /// Gives back so many deaths to be made good: their cause is known, and gone.
+    pub fn pardon(&self, deaths: usize) {
+        let mut tasks = self.shared.tasks();
+        tasks.redone = tasks.redone.saturating_sub(deaths);
     }
 
     /// How many replies are in use.
@@ -298,13 +329,17 @@ struct Tasks {
 struct Posted {
     slot: SlotId,
     request: Vec<u8>,
-    /// Workers that have died at it.
+    /// Workers in a row that have died at it, in the same place.
     deaths: usize,
+    /// Where the last one did: phase and progress.
+    place: Option<(u8, u64)>,
     /// Who is at it, and for how long.
     watched: Option<Watched>,
     /// The number of the dead worker that it is not redone after, where what it noted last is known and the cause is not yet.
     fatal: Option<(usize, u64, u8)>,
     died: Option<Box<Death>>,
+    /// Nobody will take it; it is here because a worker is at it.
+    unwanted: bool,
 }
 
 struct Watched {
@@ -314,6 +349,11 @@ struct Watched {
 }
 
 impl Shared {
+    /// Whether a worker is at this task.
+    fn is_running(&self, slot: SlotId, ticket: u64) -> bool {
+        matches!(self.slots.peek(slot), SlotView::Running { ticket: found, .. } if found == ticket)
+    }
+
     fn tasks(&self) -> MutexGuard<'_, Tasks> {
         // Nothing panics while it holds the lock.
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
@@ -334,10 +374,12 @@ struct Crew {
     dying: Vec<Member>,
     /// Numbers among the slots' workers that nobody has.
     spare: Vec<usize>,
-    /// How many workers in a row have ended before they were ready.
+    /// How many attempts in a row to start a worker have failed.
     futile: usize,
     /// Why the last of them did.
     failure: Option<Error>,
+    /// No further attempt before this.
+    not_before: Instant,
 }
 
 struct Member {
@@ -347,8 +389,42 @@ struct Member {
     number: usize,
     child: Child,
     ready: bool,
+    /// For how long it has been starting.
+    starting: Lived,
+    /// For how long it has had nothing to do although this task waits.
+    idle: Option<Idle>,
     /// What it looked like when it was killed.
     stuck: Option<String>,
+    /// Since when it should be dead.
+    killed: Option<Lived>,
+    /// It was killed and does not die: it is waited for no longer.
+    lost: bool,
+    /// Its tasks that were seen to.
+    rescued: BTreeSet<u64>,
+    /// Whether its death was counted.
+    counted: bool,
+}
+
+struct Idle {
+    oldest: u64,
+    clock: Lived,
+    warned: bool,
+}
+
+impl Member {
+    /// Reads whether it has become ready.
+    fn look(&mut self) {
+        while let Ok(Received::Message(_)) = self.child.recv(Duration::ZERO) {
+            self.ready = true;
+        }
+    }
+
+    /// Kills it, for the reason in these words.
+    fn kill(&mut self, why: String) {
+        self.stuck.get_or_insert(why);
+        self.killed.get_or_insert_default();
+        self.child.kill();
+    }
 }
 
 /// What a worker is told first.
@@ -368,7 +444,7 @@ impl Crew {
                 break;
             }
             if self.shared.renewed.swap(false, Ordering::AcqRel) {
-                self.futile = 0;
+                (self.futile, self.not_before) = (0, Instant::now());
             }
             self.notice_deaths();
             self.bury();
@@ -386,6 +462,7 @@ impl Crew {
         let options = &self.shared.options;
         let mut spawn = SpawnOptions::named(format!("{} {worker}", options.name));
         spawn.fds = vec![self.shared.slots.fd()];
+        spawn.start = options.from;
         spawn.hello_timeout = options.start.min(spawn.hello_timeout);
         let assignment =
             Assignment { worker, workers: options.workers, number, threads: options.threads_each.max(1) };
@@ -393,7 +470,19 @@ impl Crew {
         let hired = self.job.spawn(&spawn).and_then(|child| child.send(&message).map(|()| child));
         match hired {
             Ok(child) => {
-                self.working.push(Member { worker, number, child, ready: false, stuck: None });
+                self.working.push(Member {
+                    worker,
+                    number,
+                    child,
+                    ready: false,
+                    starting: Lived::default(),
+                    idle: None,
+                    stuck: None,
+                    killed: None,
+                    lost: false,
+                    rescued: BTreeSet::new(),
+                    counted: false,
+                });
                 Ok(())
             }
             Err(error) => {
@@ -405,24 +494,29 @@ impl Crew {
 
     fn wait_until_ready(&mut self) -> Result<()> {
         let limit = self.shared.options.start;
-        let deadline = Instant::now() + limit;
-        for member in &mut self.working {
-            match member.child.recv(deadline.saturating_duration_since(Instant::now()))? {
-                Received::Message(_) => member.ready = true,
-                Received::TimedOut => {
-                    return Err(Error::new(POOL_START, "a worker process did not get ready in time")
-                        .at("worker", format_args!("{}, pid {}", member.worker, member.child.pid()))
-                        .at("limit", format_args!("{limit:?}"))
-                        .at("it is", evidence(member.child.pid())));
-                }
-                Received::Closed => {
-                    let name = member.child.name().to_owned();
-                    if let Some(ended) = member.child.ended(DROP) {
-                        ended.into_result(&name)?;
+        let mut clock = Lived::default();
+        // All at once: the first to fail is the one to name, and not the first to be waited for.
+        while self.working.iter().any(|member| !member.ready) {
+            for member in self.working.iter_mut().filter(|member| !member.ready) {
+                match member.child.recv(Duration::ZERO)? {
+                    Received::Message(_) => member.ready = true,
+                    Received::TimedOut if clock.tick() >= limit => return Err(unready(member, limit)),
+                    Received::TimedOut => {}
+                    Received::Closed => {
+                        let name = member.child.name().to_owned();
+                        if let Some(ended) = member.child.ended(DROP) {
+                            ended.into_result(&name)?;
+                        }
+                        return Err(Error::new(POOL_START, "a worker process left before it was ready")
+                            .at("process", name));
                     }
-                    return Err(Error::new(POOL_START, "a worker process left before it was ready")
-                        .at("process", name));
                 }
+            }
+            let starting = self.working.iter().filter(|member| !member.ready);
+            let mut interests: Vec<_> = starting.flat_map(|member| member.child.interests()).collect();
+            if !interests.is_empty() {
+                let left = limit.saturating_sub(clock.lived()).clamp(BURIAL, Lived::LONGEST / 2);
+                let _ = sys::poll(&mut interests, Some(Instant::now() + left));
             }
         }
         Ok(())
@@ -437,8 +531,28 @@ impl Crew {
                 tombstone::state(slots.tombstone(member.number)) == State::Dead || member.child.try_wait()
             })
             .collect();
-        for member in dead {
-            self.shared.rescue(member.number);
+        for mut member in dead {
+            member.look();
+            if !member.ready {
+                self.count_failure();
+            }
+            self.shared.rescue(&mut member);
+            self.dying.push(member);
+        }
+        // Frozen, or in a wait in the kernel that nothing ends: its memory stays its own, its tasks do not.
+        let undead = |member: &mut Member| member.killed.as_mut().is_some_and(|clock| clock.tick() >= UNDEAD);
+        let undead: Vec<Member> = self.working.extract_if(.., undead).collect();
+        for mut member in undead {
+            member.lost = true;
+            let seen = look_at(member.child.pid());
+            say(&format!(
+                "leyden: warning: {} (pid {}) was killed and does not die: it is {seen}",
+                member.child.name(),
+                member.child.pid()
+            ));
+            let ended = Ended { cause: Cause::Unknown, stderr: member.child.stderr(), error: None };
+            self.shared.rescue(&mut member);
+            self.shared.tell(&member, &ended);
             self.dying.push(member);
         }
     }
@@ -450,18 +564,17 @@ impl Crew {
                 self.dying.push(member);
                 continue;
             };
-            while let Ok(Received::Message(_)) = member.child.recv(Duration::ZERO) {
-                member.ready = true;
-            }
             // Tasks that it claimed after the first look, too.
-            self.shared.rescue(member.number);
+            self.shared.rescue(&mut member);
             self.shared.slots.reclaim(member.number);
             self.spare.push(member.number);
-            if member.ready {
-                self.futile = 0;
-            } else {
-                self.futile += 1;
-                self.failure = ended.clone().into_result(member.child.name()).err();
+            if !member.ready {
+                let limit = self.shared.options.start;
+                let failure = match member.stuck {
+                    Some(_) => Some(unready(&member, limit)),
+                    None => ended.clone().into_result(member.child.name()).err(),
+                };
+                self.note_failure(failure);
             }
             self.shared.tell(&member, &ended);
         }
@@ -472,39 +585,73 @@ impl Crew {
         let wanted = self.shared.options.workers;
         let present: BTreeSet<usize> = self.working.iter().map(|member| member.worker).collect();
         for worker in (0..wanted).filter(|worker| !present.contains(worker)) {
-            if self.futile >= FUTILE {
+            if self.futile >= FUTILE || self.spare.is_empty() || Instant::now() < self.not_before {
                 break;
             }
-            if let Err(error) = self.hire(worker) {
-                self.futile += 1;
-                self.failure = Some(error);
+            match self.hire(worker) {
+                Ok(()) => self.shared.tasks().unstaffed = None,
+                Err(error) => {
+                    self.count_failure();
+                    self.note_failure(Some(error));
+                }
             }
         }
-        if self.working.is_empty() && self.dying.is_empty() {
-            let error = Error::new(POOL_UNSTAFFED, "no worker process is left, and none can be started");
-            let error = match &self.failure {
-                Some(cause) => {
-                    cause.places().fold(error.why(cause), |error, (label, place)| error.at(label, place))
-                }
-                None => error,
-            };
-            self.shared.tasks().unstaffed = Some(error);
-            self.shared.slots.kick();
+        let hopeless = self.futile >= FUTILE || self.spare.is_empty();
+        if self.working.is_empty() && self.dying.iter().all(|member| member.lost) && hopeless {
+            let mut error = Error::new(POOL_UNSTAFFED, "no worker process is left, and none can be started");
+            if let Some(cause) = &self.failure {
+                error = error.why(format_args!("error[{}]: {cause}", cause.code()));
+                error = cause.reasons().iter().fold(error, Error::why);
+                error = cause.places().fold(error, |error, (label, place)| error.at(label, place));
+            }
+            let newly = self.shared.tasks().unstaffed.replace(error).is_none();
+            if newly {
+                self.shared.slots.kick();
+            }
         }
     }
 
-    /// Warns of workers that take long for a task, and kills those that take too long.
+    /// An attempt to start a worker has failed. The next one comes a little later: what is missing may come back.
+    fn count_failure(&mut self) {
+        self.futile += 1;
+        self.not_before = Instant::now() + PAUSE * self.futile as u32;
+    }
+
+    /// Why it has failed.
+    fn note_failure(&mut self, failure: Option<Error>) {
+        if let (true, Some(failure)) = (self.futile == FUTILE, &failure) {
+            let PoolOptions { name, workers, .. } = &self.shared.options;
+            let left = self.working.len();
+            say(&format!(
+                "leyden: warning: {name}: {left} of {workers} workers are left; no other could be started, the last \
+                 time because {failure}",
+            ));
+        }
+        self.failure = failure;
+    }
+
+    /// Warns of workers that take long for a task, and kills those that take too long: for a task, to begin one, or to
+    /// become ready.
     fn watch(&mut self) {
-        let PoolOptions { warn, stuck, describe, .. } = &self.shared.options;
+        let PoolOptions { warn, stuck, start, describe, .. } = &self.shared.options;
         let mut slow = Vec::new();
+        let mut busy = BTreeSet::new();
+        let mut oldest = None;
         let mut tasks = self.shared.tasks();
-        for posted in tasks.by_ticket.values_mut() {
-            let SlotView::Running { worker: number, progress, phase, .. } =
-                self.shared.slots.peek(posted.slot)
-            else {
-                posted.watched = None;
-                continue;
+        tasks.by_ticket.retain(|&ticket, posted| {
+            let (number, progress, phase) = match self.shared.slots.peek(posted.slot) {
+                SlotView::Running { ticket: found, worker, progress, phase, .. } if found == ticket => {
+                    (worker, progress, phase)
+                }
+                view => {
+                    if view == (SlotView::Waiting { ticket }) {
+                        oldest.get_or_insert(ticket);
+                    }
+                    posted.watched = None;
+                    return !posted.unwanted;
+                }
             };
+            busy.insert(number);
             let watched = match &mut posted.watched {
                 Some(watched) if watched.number == number => watched,
                 other => other.insert(Watched { number, clock: Lived::default(), warned: false }),
@@ -515,34 +662,69 @@ impl Crew {
                 slow.push((number, lived, warns, describe(&posted.request, phase, progress)));
                 watched.warned = true;
             }
-        }
+            true
+        });
         drop(tasks);
+
+        for member in &mut self.working {
+            if !member.ready {
+                member.look();
+                if member.ready {
+                    (self.futile, self.not_before) = (0, Instant::now());
+                } else if member.starting.tick() >= *start && member.stuck.is_none() {
+                    member.kill(format!("starting for {start:?}; {}", look_at(member.child.pid())));
+                }
+                continue;
+            }
+            let Some(oldest) = oldest.filter(|_| !busy.contains(&member.number)) else {
+                member.idle = None;
+                continue;
+            };
+            // A worker that lives begins a waiting task at once; one that is stopped may lose them to others for ever.
+            let idle = match &mut member.idle {
+                Some(idle) if idle.oldest == oldest || evidence(member.child.pid()).is_stopped() => idle,
+                other => other.insert(Idle { oldest, clock: Lived::default(), warned: false }),
+            };
+            let lived = idle.clock.tick();
+            let warns = lived >= *warn && !idle.warned;
+            if warns || lived >= *stuck {
+                slow.push((member.number, lived, warns, "no task, although one waits,".to_owned()));
+                idle.warned = true;
+            }
+        }
+
         for (number, lived, warns, task) in slow {
             let Some(member) = self.working.iter_mut().find(|member| member.number == number) else {
                 continue;
             };
-            let seen = evidence(member.child.pid());
-            if seen.is_traced() {
+            if evidence(member.child.pid()).is_traced() {
                 self.shared.pause(number);
+                member.idle = None;
                 continue;
             }
-            let (name, pid) = (member.child.name(), member.child.pid());
+            let seen = look_at(member.child.pid());
             if warns {
+                let (name, pid) = (member.child.name(), member.child.pid());
                 say(&format!(
                     "leyden: warning: {name} (pid {pid}) is in {task} for {lived:.0?}; it is {seen}"
                 ));
             }
             if lived >= *stuck {
-                member.stuck = Some(format!("{task} for {lived:.0?}; {seen}"));
-                member.child.kill();
+                member.kill(format!("{task} for {lived:.0?}; {seen}"));
             }
         }
     }
 
     fn sleep(&self, wake: u32) {
-        let PoolOptions { warn, stuck, .. } = self.shared.options;
-        let shortest = warn.min(stuck) / 4;
-        let tick = if self.dying.is_empty() { shortest.clamp(BURIAL, Lived::LONGEST / 2) } else { BURIAL };
+        let PoolOptions { warn, stuck, start, .. } = self.shared.options;
+        let mut tick = (warn.min(stuck).min(start) / 4).clamp(BURIAL, Lived::LONGEST / 2);
+        if self.dying.iter().any(|member| !member.lost) {
+            tick = BURIAL;
+        }
+        let missing = self.working.len() < self.shared.options.workers;
+        if missing && self.futile < FUTILE && !self.spare.is_empty() {
+            tick = tick.min(self.not_before.saturating_duration_since(Instant::now()).max(BURIAL));
+        }
         let mut words = vec![(&self.shared.wake, wake)];
         for member in &self.working {
             let word = self.shared.slots.tombstone(member.number);
@@ -560,30 +742,49 @@ impl Crew {
 
 impl Shared {
     /// Gives the tasks of a dead worker to others, as far as they may be redone.
-    fn rescue(&self, number: usize) {
+    fn rescue(&self, member: &mut Member) {
         let mut tasks = self.tasks();
         let Tasks { by_ticket, redone, .. } = &mut *tasks;
-        let mut counted = false;
-        for orphan in self.slots.orphans(number) {
-            let Some(posted) = by_ticket.get_mut(&orphan.ticket).filter(|posted| posted.slot == orphan.slot)
+        for orphan in self.slots.orphans(member.number) {
+            let open =
+                by_ticket.iter().filter(|(ticket, _)| **ticket != orphan.ticket && self.options.pardons);
+            let open: usize = open.map(|(_, posted)| posted.deaths).sum();
+            let Some(posted) = by_ticket
+                .get_mut(&orphan.ticket)
+                .filter(|posted| posted.slot == orphan.slot && !posted.unwanted)
             else {
                 continue;
             };
-            posted.deaths += 1;
+            // Looked at twice: when it is dying, and when it is dead.
+            if !member.rescued.insert(orphan.ticket) {
+                continue;
+            }
+            let place = Some((orphan.phase, orphan.progress));
+            posted.deaths = if posted.place == place { posted.deaths + 1 } else { 1 };
+            posted.place = place;
             posted.watched = None;
             // One death is one death, however many tasks the worker had.
-            if posted.deaths >= POISON || (!counted && *redone >= self.options.redo) {
-                posted.fatal = Some((number, orphan.progress, orphan.phase));
+            let redone_for_it = redone.saturating_sub(open);
+            if posted.deaths >= POISON || (!member.counted && redone_for_it >= self.options.redo) {
+                posted.fatal = Some((member.number, orphan.progress, orphan.phase));
                 self.slots.withdraw(orphan.slot, orphan.ticket);
                 continue;
             }
-            *redone += usize::from(!counted);
-            counted = true;
+            *redone += usize::from(!member.counted);
+            member.counted = true;
             // Into another slot: the dying worker's other threads may still be writing to the old one. Where none is
             // free, the old one is used again once it is certain that they are gone.
-            if let Ok(Some(slot)) = self.slots.post(orphan.ticket, &posted.request) {
-                self.slots.withdraw(orphan.slot, orphan.ticket);
-                posted.slot = slot;
+            match self.slots.post(orphan.ticket, &posted.request) {
+                Ok(Some(slot)) => {
+                    self.slots.withdraw(orphan.slot, orphan.ticket);
+                    posted.slot = slot;
+                }
+                // Nobody knows when that will be.
+                _ if member.lost => {
+                    posted.fatal = Some((member.number, orphan.progress, orphan.phase));
+                    self.slots.withdraw(orphan.slot, orphan.ticket);
+                }
+                _ => {}
             }
         }
         drop(tasks);
@@ -625,7 +826,7 @@ impl Shared {
 }
 
 /// A worker's life.
-fn serve<W: Work>(work: W, mut parent: Parent) -> Result<()> {
+fn serve<W: Work>(work: &W, mut parent: Parent) -> Result<()> {
     let Received::Message(message) = parent.recv(ASSIGNED)? else { return Ok(()) };
     let Assignment { worker, workers, number, threads } = postcard::from_bytes(&message)?;
     let Some(fd) = parent.fds().pop() else { return Ok(()) };
@@ -637,9 +838,9 @@ fn serve<W: Work>(work: W, mut parent: Parent) -> Result<()> {
         for thread in 1..threads {
             let extra = thread::Builder::new().name(format!("{} {thread}", parent.name()));
             // One thread less does the same work, later.
-            let _ = extra.spawn_scoped(scope, || do_tasks(&work, &slots));
+            let _ = extra.spawn_scoped(scope, || do_tasks(work, &slots));
         }
-        do_tasks(&work, &slots);
+        do_tasks(work, &slots);
     });
     Ok(())
 }
@@ -661,6 +862,32 @@ fn do_tasks<W: Work>(work: &W, slots: &SlotsWorker) {
     }
 }
 
+/// The error of a worker that takes too long to start.
+fn unready(member: &Member, limit: Duration) -> Error {
+    let error = Error::new(POOL_START, "a worker process did not get ready in time")
+        .at("worker", format_args!("{}, pid {}", member.worker, member.child.pid()))
+        .at("limit", format_args!("{limit:?}"));
+    error.at("it is", member.stuck.clone().unwrap_or_else(|| look_at(member.child.pid())))
+}
+
+/// What the kernel knows of a worker: of its threads except for the two that always wait.
+fn look_at(pid: i32) -> String {
+    const MOST: usize = 4;
+    let mut threads: Vec<i32> = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .filter_map(|thread| thread.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&thread| thread != pid)
+        .collect();
+    threads.sort_unstable();
+    let name =
+        |thread: i32| std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/comm")).unwrap_or_default();
+    threads.retain(|&thread| name(thread).trim() != tombstone::THREAD);
+    let seen = |&thread: &i32| Evidence { threads: Vec::new(), ..evidence(thread) }.to_string();
+    let seen: Vec<String> = threads.iter().take(MOST).map(seen).collect();
+    if seen.is_empty() { evidence(pid).to_string() } else { seen.join("\n") }
+}
+
 /// A line on stderr, which nobody need read.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
@@ -680,5 +907,9 @@ const DROP: Duration = Duration::from_millis(300);
 const ASSIGNED: Duration = Duration::from_secs(10);
 /// How long an idle worker sleeps before it looks around by itself.
 const IDLE: Duration = Duration::from_secs(60);
-/// After so many workers in a row that ended before they were ready, no more are started.
+/// After so many attempts in a row to start a worker, no further one is made.
 const FUTILE: usize = 3;
+/// How much longer to wait after each of them.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long a killed process may take to die before it is waited for no longer.
+const UNDEAD: Duration = Duration::from_secs(1);

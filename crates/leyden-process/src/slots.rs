@@ -1010,8 +1010,12 @@ mod tests {
         let (_, second) = claim(2);
         let error = second.writer().alloc(4 << 20).unwrap_err();
         assert_eq!(error.code(), codes::OVER_BUDGET);
-        assert_eq!(error.place("budget"), Some("6291456 bytes for all slots"));
-        assert_eq!(error.place("others"), Some("4194304 bytes in 2 other slots"));
+        let expected = "error[P0204]: there is no memory for a reply\n  \
+                        needed  4194304 bytes in this slot\n  \
+                        others  4194304 bytes in 2 other slots\n  \
+                        budget  6291456 bytes for all slots\n  \
+                        fix: prefetch fewer batches, make batches smaller, or give the program more memory";
+        assert_eq!(format!("{error:?}"), expected);
         first.fail(b"");
         drop(second);
         for (slot, ticket) in [(SlotId(0), 1), (SlotId(1), 2)] {

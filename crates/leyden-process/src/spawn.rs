@@ -19,15 +19,16 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::codes::{ARGUMENT, CONTROL, NO_HELLO, OTHER_BUILD, START};
+use crate::codes::{ARGUMENT, CONTROL, FORK, NO_HELLO, OTHER_BUILD, START};
 use crate::control::{Control, FDS_PER_MESSAGE, Got, Tag};
 use crate::entry::{self, Cookie, Kind};
 use crate::error::{Error, Result};
-use crate::stderr::{Janitor, Tail};
+use crate::stderr::{Janitor, Tail, WORKING};
 use crate::supervise::{self, BLIND, Cause, Ended, Process, said};
 use crate::sys::{self, Resource};
-use crate::worker::{Entry, Hello, Order, send_message};
-use crate::{attach, image};
+use crate::worker::{self, Entry, Hello, Order, Work, read_argument, send_message};
+use crate::zygote::{Answer, Request};
+use crate::{attach, image, threads};
 
 pub use crate::control::LARGEST_MESSAGE;
 pub use crate::worker::{Parent, Received};
@@ -55,11 +56,16 @@ pub use crate::worker::{Parent, Received};
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Job(Arc<Inner>);
+pub struct Job(Arc<Source>);
 
-struct Inner {
-    entry: Entry,
-    argument: Argument,
+enum Source {
+    /// The zygote is started by the first [`Start::Zygote`].
+    Serialised {
+        entry: Entry,
+        argument: Argument,
+        zygote: Mutex<Option<Child>>,
+    },
+    InMemory(Arc<dyn Fn(Parent) -> Result<()> + Send + Sync>),
 }
 
 /// A value in memory that no process can change any more.
@@ -79,7 +85,7 @@ impl Job {
     pub fn new<F, A>(function: F, argument: &A) -> Result<Self>
     where
         F: Fn(A, Parent) -> Result<()> + Copy + Send + Sync + 'static,
-        A: Serialize + DeserializeOwned + 'static,
+        A: Serialize + DeserializeOwned + Send + 'static,
     {
         const {
             assert!(
@@ -91,47 +97,89 @@ impl Job {
         // Its type is all that is needed; that there is a value shows that it may be called.
         let _: F = function;
         entry::preflight()?;
-        let entry: Entry = run::<F, A>;
+        let entry: Entry = read::<F, A>;
         entry::is_in_the_program(entry as *const () as usize)?;
-        Ok(Self(Arc::new(Inner { entry, argument: Argument::serialise(argument)? })))
+        let argument = Argument::serialise(argument)?;
+        Ok(Self(Arc::new(Source::Serialised { entry, argument, zygote: Mutex::new(None) })))
+    }
+
+    /// A job whose argument stays where it is: [`Start::Fork`] is the only way to run it, and gives the child a copy of
+    /// this process's memory. The function may capture.
+    ///
+    /// # Errors
+    ///
+    /// `P0101` in a process that Leyden started itself.
+    pub fn in_memory<F, A>(function: F, argument: Arc<A>) -> Result<Self>
+    where
+        F: Fn(Arc<A>, Parent) -> Result<()> + Send + Sync + 'static,
+        A: Send + Sync + 'static,
+    {
+        entry::refuse_nesting()?;
+        let work = move |parent| function(Arc::clone(&argument), parent);
+        Ok(Self(Arc::new(Source::InMemory(Arc::new(work)))))
     }
 
     /// Starts a process and runs the job in it; returns when the process has reported, which takes about a
-    /// millisecond. The function may still be reading its argument then.
+    /// millisecond. The function may still be reading its argument then, except in the children of a zygote.
     ///
     /// # Errors
     ///
     /// `P0101` to `P0103` where no process can be started: see [`preflight`](entry::preflight). `P0106` if the system
-    /// refuses, with its limits; `P0107` if the process does not report in time; `P0108` if it is of another build.
+    /// refuses, with its limits; `P0107` if the process does not report in time; `P0108` if it is of another build;
+    /// `P0114` if it may not be forked. With [`Start::Zygote`] also what reading the argument gives.
     pub fn spawn(&self, options: &SpawnOptions<'_>) -> Result<Child> {
-        entry::preflight()?;
-        let argument = &self.0.argument;
-        let order = Order {
-            build: image::build(),
-            name: options.name.clone(),
-            entry: image::offset_of(self.0.entry as *const () as usize),
-            length: argument.length,
-            attached: argument.attached.len() as u32,
-            handed: options.fds.len() as u32,
-        };
-        let fds: Vec<BorrowedFd<'_>> = [argument.memory.as_fd()]
-            .into_iter()
-            .chain(argument.attached.iter().map(OwnedFd::as_fd))
-            .chain(options.fds.iter().copied())
-            .collect();
-
-        let mut child = launch(Kind::Worker, options)?;
-        // The order goes out before the child's first word, which it need not wait for.
-        child.send_order(&order, &fds, options)?;
-        child.expect_hello(options)?;
-        Ok(child)
+        match (&*self.0, options.start) {
+            (Source::Serialised { entry, argument, .. }, Start::Exec) => execute(*entry, argument, options),
+            (Source::Serialised { entry, argument, zygote }, Start::Zygote) => {
+                spawn_from_zygote(*entry, argument, zygote, options)
+            }
+            (Source::Serialised { entry, argument, .. }, Start::Fork) => {
+                let (entry, length) = (*entry, argument.length as usize);
+                let memory =
+                    argument.memory.try_clone().map_err(|error| start_failed(&options.name, &error))?;
+                let attached = argument.attached.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>();
+                let attached: Vec<OwnedFd> = attached.map_err(|error| start_failed(&options.name, &error))?;
+                let work = move |parent| read_argument(entry, memory.as_fd(), length, attached)?(parent);
+                fork(Box::new(work), options)
+            }
+            (Source::InMemory(work), Start::Fork) => {
+                let work = Arc::clone(work);
+                fork(Box::new(move |parent| work(parent)), options)
+            }
+            (Source::InMemory(_), Start::Exec | Start::Zygote) => {
+                Err(Error::new(ARGUMENT, "the argument of a job cannot be handed over")
+                    .at("process", &options.name)
+                    .why("the job was made by `Job::in_memory`, which only a forked process can read")
+                    .hint("use `Start::Fork`, or `Job::new` with an argument that serialises"))
+            }
+        }
     }
 }
 
 impl std::fmt::Debug for Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Job").field("argument_bytes", &self.0.argument.length).finish_non_exhaustive()
+        let bytes = match &*self.0 {
+            Source::Serialised { argument, .. } => Some(argument.length),
+            Source::InMemory(_) => None,
+        };
+        f.debug_struct("Job").field("argument_bytes", &bytes).finish_non_exhaustive()
     }
+}
+
+/// Where a process comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Start {
+    /// This program, started again: nothing is shared. Python's `spawn`. About 1 ms, and the time to read the argument.
+    #[default]
+    Exec,
+    /// A fork of a process that was started again and has read the argument: Python's `forkserver`. Cheaper where the
+    /// argument is large; the zygote's memory comes on top. The first start waits, up to 10 minutes, until it has read
+    /// the argument.
+    Zygote,
+    /// A fork of this process: Python's `fork`. Refused while there are other threads, whose locks would stay locked for
+    /// ever in the child. A lock that the calling thread holds stays locked there too (stdout's, for one). Descriptors
+    /// of this process stay open in it, because the argument may own some; those of Leyden's own do not.
+    Fork,
 }
 
 /// How to start a process.
@@ -141,6 +189,8 @@ pub struct SpawnOptions<'a> {
     pub name: String,
     /// Descriptors to hand over: [`Parent::fds`] gives duplicates of them, in this order.
     pub fds: Vec<BorrowedFd<'a>>,
+    /// Where it comes from; [`Start::Exec`] by default.
+    pub start: Start,
     /// How long to wait for the process's first word. It comes after about a millisecond; 10 s by default, because a
     /// machine may be busy and constructors of the program slow.
     pub hello_timeout: Duration,
@@ -161,6 +211,7 @@ impl Default for SpawnOptions<'_> {
         Self {
             name: "worker".to_owned(),
             fds: Vec::new(),
+            start: Start::default(),
             hello_timeout: Duration::from_secs(10),
             forward_stderr: true,
         }
@@ -189,6 +240,19 @@ pub struct Child {
 const INBOX_BYTES: usize = 64 << 20;
 
 impl Child {
+    fn new(name: &str, process: Process, control: Control, tail: Arc<Tail>) -> Self {
+        Self {
+            name: name.to_owned(),
+            process: Some(process),
+            control,
+            tail,
+            inbox: VecDeque::new(),
+            inbox_bytes: 0,
+            goodbye: None,
+            closed: false,
+        }
+    }
+
     /// The name that it was started with.
     pub fn name(&self) -> &str {
         &self.name
@@ -239,8 +303,17 @@ impl Child {
             if self.closed {
                 return Ok(Received::Closed);
             }
-            if !self.take_in(deadline)? {
+            if self.take_in(Instant::now())? {
+                continue;
+            }
+            if Instant::now() >= deadline {
                 return Ok(Received::TimedOut);
+            }
+            // Its end is waited for too: a process that it forked without an exec may hold the socket.
+            let _ = sys::poll(&mut self.interests(), Some(deadline));
+            if self.process_mut().try_status().is_some() {
+                self.look();
+                self.closed = true;
             }
         }
     }
@@ -351,19 +424,50 @@ impl Child {
         Ok(true)
     }
 
-    fn send_order(&self, order: &Order, fds: &[BorrowedFd<'_>], options: &SpawnOptions<'_>) -> Result<()> {
+    /// Sends a request with its descriptors; says whether somebody was there to take it.
+    fn request(
+        &self,
+        tag: Tag,
+        body: &[u8],
+        fds: &[BorrowedFd<'_>],
+        options: &SpawnOptions<'_>,
+    ) -> Result<bool> {
         let deadline = sys::deadline(options.hello_timeout);
-        let body = postcard::to_allocvec(order)?;
         let sent = fds
             .chunks(FDS_PER_MESSAGE)
             .try_for_each(|fds| self.control.send(Tag::Descriptors, &[], fds, deadline))
-            .and_then(|()| self.control.send(Tag::Start, &body, &[], deadline));
+            .and_then(|()| self.control.send(tag, body, &[], deadline));
         match sent {
-            // What became of it is said by the hello that does not come.
+            Ok(()) => Ok(true),
             Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::TimedOut) => {
-                Ok(())
+                Ok(false)
             }
-            sent => sent.map_err(|error| start_failed(&options.name, &error)),
+            Err(error) => Err(start_failed(&options.name, &error)),
+        }
+    }
+
+    fn order(&self, entry: Entry, argument: &Argument, options: &SpawnOptions<'_>) -> Result<()> {
+        let order = Order {
+            build: image::build(),
+            name: options.name.clone(),
+            entry: image::offset_of(entry as *const () as usize),
+            length: argument.length,
+            attached: argument.attached.len() as u32,
+            handed: options.fds.len() as u32,
+        };
+        let fds: Vec<BorrowedFd<'_>> = [argument.memory.as_fd()]
+            .into_iter()
+            .chain(argument.attached.iter().map(OwnedFd::as_fd))
+            .chain(options.fds.iter().copied())
+            .collect();
+        self.request(Tag::Start, &postcard::to_allocvec(&order)?, &fds, options).map(drop)
+    }
+
+    /// A zygote's answer.
+    fn forked(&self, deadline: Instant) -> Option<Answer> {
+        match self.control.receive(deadline) {
+            Ok(Got::Packet { tag: Tag::Forked, body, .. }) => postcard::from_bytes(&body).ok(),
+            _ => None,
         }
     }
 
@@ -436,23 +540,23 @@ pub(crate) fn end(mut process: Process) {
     }
 }
 
-/// What a child calls first: reads the argument, and calls the function.
-fn run<F, A>(argument: &[u8], attached: Vec<OwnedFd>, parent: Parent) -> Result<()>
+/// What a child calls first: reads the argument.
+fn read<F, A>(argument: &[u8], attached: Vec<OwnedFd>) -> Result<Work>
 where
     F: Fn(A, Parent) -> Result<()> + Copy + Send + Sync + 'static,
-    A: DeserializeOwned + 'static,
+    A: DeserializeOwned + Send + 'static,
 {
     let value = attach::provide(attached, || postcard::from_bytes::<A>(argument)).map_err(|error| {
         Error::new(ARGUMENT, "the argument of a job cannot be deserialised")
             .at("type", type_name::<A>())
             .because(&error)
     })?;
-    let function = PhantomData::<F>;
-    call(function)(value, parent)
+    let function = value_of(PhantomData::<F>);
+    Ok(Box::new(move |parent| function(value, parent)))
 }
 
 /// The value of a function's type.
-fn call<F: Copy + 'static>(_: PhantomData<F>) -> F {
+fn value_of<F: Copy + 'static>(_: PhantomData<F>) -> F {
     const { assert!(size_of::<F>() == 0) };
     // SAFETY: the type has no bytes, and `Job::new` was given a value of it in this program, so it has values, and may
     // be copied.
@@ -534,38 +638,198 @@ pub(crate) fn start_guard(options: &SpawnOptions<'_>) -> Result<Child> {
     Ok(guard)
 }
 
+/// Starts this program again and sends it the job.
+fn execute(entry: Entry, argument: &Argument, options: &SpawnOptions<'_>) -> Result<Child> {
+    entry::preflight()?;
+    let mut child = launch(Kind::Worker, options)?;
+    // The order goes out before the child's first word, which it need not wait for. What became of an order that nobody
+    // took is said by the hello that does not come.
+    child.order(entry, argument, options)?;
+    child.expect_hello(options)?;
+    Ok(child)
+}
+
+/// Lets the job's zygote fork a worker; starts a zygote if there is none, or if it is gone.
+fn spawn_from_zygote(
+    entry: Entry,
+    argument: &Argument,
+    zygote: &Mutex<Option<Child>>,
+    options: &SpawnOptions<'_>,
+) -> Result<Child> {
+    entry::preflight()?;
+    let mut zygote = zygote.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    // One that was killed is noticed by asking it. A new one that is gone at once has a reason of its own.
+    if let Some(running) = &mut *zygote
+        && let Some(mut child) = fork_in(running, options)?
+    {
+        child.expect_hello(options)?;
+        return Ok(child);
+    }
+    // The old one is buried before the new one starts.
+    *zygote = None;
+    let new = zygote.insert(start_zygote(entry, argument, options)?);
+    let Some(mut child) = fork_in(new, options)? else {
+        let ended = new.ended(Duration::from_secs(1));
+        let why = ended.map_or("it does not answer".to_owned(), |ended| ended.to_string());
+        let error = Error::new(NO_HELLO, "a zygote is gone before it has started a process");
+        *zygote = None;
+        return Err(error.at("process", &options.name).why(why));
+    };
+    child.expect_hello(options)?;
+    Ok(child)
+}
+
+fn start_zygote(entry: Entry, argument: &Argument, options: &SpawnOptions<'_>) -> Result<Child> {
+    /// Reading an argument takes about a second for each GB; a stuck `Deserialize` must still be noticed.
+    const READING: Duration = Duration::from_secs(600);
+    let options = SpawnOptions {
+        name: format!("{} (zygote)", options.name),
+        fds: Vec::new(),
+        start: Start::Exec,
+        hello_timeout: options.hello_timeout,
+        forward_stderr: options.forward_stderr,
+    };
+    let mut zygote = launch(Kind::Zygote, &options)?;
+    zygote.order(entry, argument, &options)?;
+    zygote.expect_hello(&options)?;
+    let why = match zygote.control.receive(sys::deadline(READING)) {
+        Ok(Got::Packet { tag: Tag::Loaded, .. }) => return Ok(zygote),
+        Ok(Got::Packet { tag: Tag::Goodbye, body, .. }) => match Error::from_wire(&body) {
+            Some(error) => return Err(error.at_if_absent("process", &options.name)),
+            None => "it said goodbye".to_owned(),
+        },
+        Ok(Got::TimedOut) => {
+            format!(
+                "it has not read the argument in {READING:?}, and is {}",
+                supervise::evidence(zygote.pid())
+            )
+        }
+        _ => match zygote.ended(Duration::from_secs(1)) {
+            Some(ended) => format!("it was {ended}"),
+            None => "it closed its control socket".to_owned(),
+        },
+    };
+    let error = Error::new(NO_HELLO, "a zygote did not read the job's argument").at("process", &options.name);
+    Err(said(error.why(why), &zygote.stderr()))
+}
+
+/// Asks a zygote for a worker; nothing if the zygote is gone or does not answer, and then it is dead.
+fn fork_in(zygote: &mut Child, options: &SpawnOptions<'_>) -> Result<Option<Child>> {
+    let ends = Ends::new(options)?;
+    let request = Request { name: options.name.clone(), handed: options.fds.len() as u32 };
+    let fds: Vec<BorrowedFd<'_>> =
+        [ends.there.as_fd(), ends.stderr.as_fd()].into_iter().chain(options.fds.iter().copied()).collect();
+    let sent = zygote.request(Tag::Fork, &postcard::to_allocvec(&request)?, &fds, options)?;
+    let Ends { here, tail, .. } = ends;
+    let answer = if sent { zygote.forked(sys::deadline(options.hello_timeout)) } else { None };
+    match answer {
+        Some(Answer(Ok(pid))) => Ok(Some(Child::new(&options.name, Process::new(pid), here, tail))),
+        Some(Answer(Err(number))) => {
+            tail.close();
+            let error = start_failed(&options.name, &io::Error::from_raw_os_error(number));
+            let threads = number == libc::EDEADLK;
+            Err(if threads {
+                error.why("the argument's `Deserialize` has started threads in the zygote")
+            } else {
+                error
+            })
+        }
+        None => {
+            tail.close();
+            zygote.kill();
+            zygote.process_mut().status_until(sys::deadline(Duration::from_secs(1)));
+            // It may have forked, and been too slow to say so.
+            if let Some(Answer(Ok(pid))) = zygote.forked(Instant::now()) {
+                end(Process::new(pid));
+            }
+            Ok(None)
+        }
+    }
+}
+
+/// Forks this process.
+fn fork(work: Work, options: &SpawnOptions<'_>) -> Result<Child> {
+    entry::refuse_nesting()?;
+    let foreign = threads::foreign();
+    if !foreign.is_empty() {
+        return Err(Error::new(FORK, "this process has other threads and cannot be forked")
+            .at("process", &options.name)
+            .at("threads", foreign.join(", "))
+            .why("a lock that one of them holds would stay locked for ever in the new process")
+            .hint("use `Start::Exec`; or start processes before anything starts threads"));
+    }
+    let fail = |error: &io::Error| start_failed(&options.name, error);
+    let handed = options.fds.iter().map(BorrowedFd::try_clone_to_owned).collect::<io::Result<_>>();
+    let handed: Vec<OwnedFd> = handed.map_err(|error| fail(&error))?;
+    let Ends { here, there, tail, stderr } = Ends::new(options)?;
+    // What is buffered would be written twice.
+    let _ = io::stdout().flush();
+    let name = options.name.clone();
+    let forked = on_the_spawner(options.hello_timeout, move || {
+        let quiet = WORKING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // SAFETY: of the threads that exist, the caller's waits for this one's answer, the janitor waits for the lock
+        // taken above or in poll, and there are no others: no lock of the C library or of Leyden is held.
+        match sys::check(unsafe { libc::fork() }.into())? {
+            0 => worker::after_fork(there, stderr, name, handed, work),
+            pid => {
+                drop(quiet);
+                Ok(Fresh(Some(Process::new(pid as i32))))
+            }
+        }
+    });
+    match forked {
+        Ok(mut fresh) => {
+            let process = fresh.0.take().expect("it was put there");
+            let mut child = Child::new(&options.name, process, here, tail);
+            child.expect_hello(options)?;
+            Ok(child)
+        }
+        Err(error) => {
+            tail.close();
+            Err(fail(&error))
+        }
+    }
+}
+
+/// What ties a process to this one: both ends of its control socket, and its stderr.
+struct Ends {
+    here: Control,
+    there: OwnedFd,
+    tail: Arc<Tail>,
+    stderr: OwnedFd,
+}
+
+impl Ends {
+    fn new(options: &SpawnOptions<'_>) -> Result<Self> {
+        let fail = |error: io::Error| start_failed(&options.name, &error);
+        let (here, there) = sys::socketpair().map_err(fail)?;
+        let (read, stderr) = sys::pipe().map_err(fail)?;
+        let tail = Tail::start(&options.name, read, options.forward_stderr).map_err(fail)?;
+        Ok(Self { here: Control::new(here), there, tail, stderr })
+    }
+}
+
 /// Starts this program again in a role.
 fn launch(kind: Kind, options: &SpawnOptions<'_>) -> Result<Child> {
-    let fail = |error: &io::Error| start_failed(&options.name, error);
-    let (here, there) = sys::socketpair().map_err(|error| fail(&error))?;
-    let (read, write) = sys::pipe().map_err(|error| fail(&error))?;
-    let cookie = Cookie::new(kind, there.as_fd())
-        .ok_or_else(|| fail(&io::Error::other("the control socket has no inode")))?;
-    // What the reader needs is made first, so that nothing can fail once there is a process.
-    let tail = Tail::start(&options.name, read, options.forward_stderr).map_err(|error| fail(&error))?;
-
+    let Ends { here, there, tail, stderr } = Ends::new(options)?;
     let name = options.name.replace('\0', " ");
     let process = on_the_spawner(options.hello_timeout, move || {
+        let cookie = Cookie::new(kind, there.as_fd())
+            .ok_or_else(|| io::Error::other("the control socket has no inode"))?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0(name).env(entry::VARIABLE, cookie.to_string());
-        command.stdin(there).stdout(Stdio::inherit()).stderr(write);
+        command.stdin(there).stdout(Stdio::inherit()).stderr(stderr);
         // No `pre_exec`: it would copy this process's page tables, 40 ms for each resident GB.
         command.process_group(0).spawn().map(|child| Fresh(Some(Process::new(child.id() as i32))))
     });
     match process {
-        Ok(mut fresh) => Ok(Child {
-            name: options.name.clone(),
-            process: fresh.0.take(),
-            control: Control::new(here),
-            tail,
-            inbox: VecDeque::new(),
-            inbox_bytes: 0,
-            goodbye: None,
-            closed: false,
-        }),
+        Ok(mut fresh) => {
+            let process = fresh.0.take().expect("it was put there");
+            Ok(Child::new(&options.name, process, here, tail))
+        }
         Err(error) => {
             tail.close();
-            Err(fail(&error))
+            Err(start_failed(&options.name, &error))
         }
     }
 }
@@ -590,17 +854,17 @@ fn on_the_spawner<T: Send + 'static>(
     type Work = Box<dyn FnOnce() + Send>;
     /// Callers wait for their answer, so this many threads may start processes at once before the next waits longer.
     const QUEUE: usize = 64;
-    static SPAWNER: Mutex<Option<SyncSender<Work>>> = Mutex::new(None);
+    /// With the process that it is a thread of: a forked one has a copy of this, and no thread.
+    static SPAWNER: Mutex<Option<(u32, SyncSender<Work>)>> = Mutex::new(None);
 
     let spawner = {
         let mut spawner = SPAWNER.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         match &*spawner {
-            Some(running) => running.clone(),
-            None => {
+            Some((process, running)) if *process == std::process::id() => running.clone(),
+            _ => {
                 let (sender, receiver) = mpsc::sync_channel::<Work>(QUEUE);
-                let thread = std::thread::Builder::new().name("leyden-spawner".to_owned());
-                thread.spawn(move || receiver.iter().for_each(|work| work()))?;
-                spawner.insert(sender).clone()
+                threads::start("leyden-spawner", move || receiver.iter().for_each(|work| work()))?;
+                spawner.insert((std::process::id(), sender)).1.clone()
             }
         }
     };

@@ -5,11 +5,12 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
+use crate::control::Held;
 use crate::supervise::Process;
-use crate::sys;
+use crate::{sys, threads};
 
 /// One process's stderr.
 pub(crate) struct Tail {
@@ -19,7 +20,7 @@ pub(crate) struct Tail {
 }
 
 struct State {
-    pipe: Option<File>,
+    pipe: Option<Held<File>>,
     unfinished: Vec<u8>,
     lines: VecDeque<String>,
 }
@@ -28,7 +29,8 @@ impl Tail {
     /// Begins to read the pipe, whose reading end must not block. With `forward`, each line goes to our own stderr with
     /// the name in front.
     pub(crate) fn start(name: &str, pipe: OwnedFd, forward: bool) -> io::Result<Arc<Self>> {
-        let state = State { pipe: Some(pipe.into()), unfinished: Vec::new(), lines: VecDeque::new() };
+        let state =
+            State { pipe: Some(Held::new(pipe.into())), unfinished: Vec::new(), lines: VecDeque::new() };
         let tail = Arc::new(Self { name: name.to_owned(), forward, state: Mutex::new(state) });
         let janitor = Janitor::get()?;
         janitor.work().tails.push(Arc::downgrade(&tail));
@@ -81,8 +83,8 @@ impl State {
         let mut buffer = [0; 8192];
         // A process that writes without a pause must not keep us from the others.
         for _ in 0..64 {
-            let Some(pipe) = &mut self.pipe else { break };
-            match pipe.read(&mut buffer) {
+            let Some(pipe) = &self.pipe else { break };
+            match pipe.get().read(&mut buffer) {
                 Ok(0) => self.pipe = None,
                 Ok(count) => self.take(&buffer[..count], &mut new),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -117,6 +119,10 @@ fn text_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim_end_matches('\r').to_owned()
 }
 
+/// Held by the janitor whenever it does more than wait: whoever forks takes it, so that the new process finds no lock of
+/// the janitor's taken.
+pub(crate) static WORKING: Mutex<()> = Mutex::new(());
+
 /// The thread that reads for everybody. It starts with the first process and never ends.
 pub(crate) struct Janitor {
     wake: File,
@@ -132,16 +138,19 @@ struct Work {
 impl Janitor {
     /// The one of this process.
     pub(crate) fn get() -> io::Result<&'static Self> {
-        static JANITOR: OnceLock<&'static Janitor> = OnceLock::new();
-        static STARTING: Mutex<()> = Mutex::new(());
-        let _one_at_a_time = STARTING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(janitor) = JANITOR.get() {
-            return Ok(janitor);
+        /// With the process that it is a thread of: a forked one has a copy of this, and no thread.
+        static JANITOR: Mutex<Option<(u32, &Janitor)>> = Mutex::new(None);
+        let mut janitor = JANITOR.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match *janitor {
+            Some((process, running)) if process == std::process::id() => Ok(running),
+            _ => {
+                let new: &'static Self =
+                    Box::leak(Box::new(Self { wake: sys::eventfd()?, work: Mutex::new(Work::default()) }));
+                threads::start("leyden-janitor", || new.run())?;
+                *janitor = Some((std::process::id(), new));
+                Ok(new)
+            }
         }
-        let janitor: &'static Self =
-            Box::leak(Box::new(Self { wake: sys::eventfd()?, work: Mutex::new(Work::default()) }));
-        std::thread::Builder::new().name("leyden-janitor".to_owned()).spawn(|| janitor.run())?;
-        Ok(JANITOR.get_or_init(|| janitor))
     }
 
     /// Takes over a killed process that is not dead yet, and reaps it when it is.
@@ -160,6 +169,7 @@ impl Janitor {
 
     fn run(&self) {
         loop {
+            let working = WORKING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             let _ = (&self.wake).read(&mut [0; 8]);
             let mut interests = vec![sys::interest(self.wake.as_fd(), libc::POLLIN)];
             let tails: Vec<Arc<Tail>> = {
@@ -172,10 +182,11 @@ impl Janitor {
             for tail in &tails {
                 tail.drain();
                 if let Some(pipe) = &tail.state().pipe {
-                    interests.push(sys::interest(pipe.as_fd(), libc::POLLIN));
+                    interests.push(sys::interest(pipe.get().as_fd(), libc::POLLIN));
                 }
             }
             drop(tails);
+            drop(working);
             // Without pidfds nothing tells that a dying process is dead. Otherwise there is nobody to wait for.
             let look_again = (!self.work().dying.is_empty()).then(|| sys::deadline(Duration::from_secs(1)));
             let _ = sys::poll(&mut interests, look_again);

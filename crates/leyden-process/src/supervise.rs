@@ -371,7 +371,8 @@ pub fn evidence(pid: i32) -> Evidence {
         kernel_stack: read(format!("{root}/stack"))
             .lines()
             .take(8)
-            .map(|line| line.rsplit(' ').next().unwrap_or(line).to_owned())
+            // `[<0>] name+0x12/0x34`
+            .filter_map(|line| Some(line.rsplit(' ').next()?.split('+').next()?.to_owned()))
             .collect(),
         threads: tasks
             .into_iter()

@@ -5,7 +5,8 @@
 //! the process, made for this alone, holds a word in shared memory for ever; the kernel marks it and wakes a waiter.
 //!
 //! The mark says that the process is *dying*: one of its threads has gone, and each other one goes at its next return
-//! from the kernel or the next interrupt. Until the pidfd says so too, another thread may still finish a system call that writes to shared memory.
+//! from the kernel or the next interrupt. Until the pidfd says so too, another thread may still finish a system call
+//! that writes to shared memory.
 
 use std::ptr;
 use std::sync::Arc;
@@ -45,7 +46,8 @@ pub fn decode(value: u32) -> State {
 /// Takes the word that `of` finds in `memory` for as long as this process lives. A second call for the same word is
 /// refused.
 ///
-/// Starts a thread that sleeps for ever with all signals blocked: an address range of 64 KiB, of which two or three pages are used.
+/// Starts a thread that sleeps for ever with all signals blocked: an address range of 64 KiB, of which two or three
+/// pages are used.
 ///
 /// # Errors
 ///
@@ -59,7 +61,7 @@ where
         |why: String| Error::new(codes::NO_TOMBSTONE, "a worker's tombstone could not be taken").why(why);
     let (taken, told) = mpsc::sync_channel(1);
     thread::Builder::new()
-        .name("tombstone".into())
+        .name(THREAD.into())
         .stack_size(STACK)
         .spawn(move || lie(of(&memory), &taken))
         .map_err(|error| refused(format!("its thread did not start: {error}")))?;
@@ -132,6 +134,9 @@ struct RobustList {
 struct RobustNode {
     next: *mut RobustNode,
 }
+
+/// The thread's name.
+pub(crate) const THREAD: &str = "tombstone";
 
 /// Enough for the C library's and the standard library's own thread data, and a shallow call.
 const STACK: usize = 64 << 10;

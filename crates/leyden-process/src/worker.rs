@@ -6,7 +6,7 @@
 
 use std::ffi::CString;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::codes::{ARGUMENT, CONTROL, MESSAGE_SIZE, OTHER_BUILD, PANICKED, START};
-use crate::contain::contain;
-use crate::control::{Control, Got, LARGEST_MESSAGE, Tag};
+use crate::contain::{Panic, contain};
+use crate::control::{Control, Got, LARGEST_MESSAGE, Tag, release_all};
 use crate::error::{Error, Result};
-use crate::{exit, image, sys};
+use crate::{entry, exit, image, sys};
 
 /// What came from the other process, or did not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +45,10 @@ pub struct Parent {
 }
 
 impl Parent {
+    fn new(control: &Arc<Control>, name: &str, fds: Vec<OwnedFd>) -> Self {
+        Self { control: Arc::clone(control), fds, name: name.to_owned(), stop: Mutex::new(false) }
+    }
+
     /// The name that this process was started with.
     pub fn name(&self) -> &str {
         &self.name
@@ -142,8 +146,11 @@ pub(crate) struct Order {
     pub(crate) handed: u32,
 }
 
-/// A function together with its argument's type: reads the argument and calls the function.
-pub(crate) type Entry = fn(argument: &[u8], attached: Vec<OwnedFd>, parent: Parent) -> Result<()>;
+/// A function together with its argument's type: reads the argument.
+pub(crate) type Entry = fn(argument: &[u8], attached: Vec<OwnedFd>) -> Result<Work>;
+
+/// A function that has its argument.
+pub(crate) type Work = Box<dyn FnOnce(Parent) -> Result<()> + Send>;
 
 /// Ties this process's life to its parent's: from here on it dies with it.
 pub(crate) fn arm(control: &Control) {
@@ -188,11 +195,28 @@ pub(crate) fn hello(control: &Control) -> Result<()> {
 
 /// Reads the order and starts the function on a thread of its own.
 fn begin(control: &Arc<Control>) -> Result<()> {
+    let mut assignment = take_assignment(control)?;
+    set_name(&assignment.name);
+    let parent = Parent::new(control, &assignment.name, std::mem::take(&mut assignment.handed));
+    start_thread(&assignment.name.clone(), Arc::clone(control), move || assignment.load()?(parent))
+}
+
+/// What a process is to run, checked and not yet read.
+pub(crate) struct Assignment {
+    name: String,
+    entry: Entry,
+    length: usize,
+    memory: OwnedFd,
+    attached: Vec<OwnedFd>,
+    handed: Vec<OwnedFd>,
+}
+
+/// Receives what to run.
+pub(crate) fn take_assignment(control: &Control) -> Result<Assignment> {
     let (order, mut fds) = take_order(control)?;
     if order.build != image::build() {
         return Err(other_build());
     }
-    set_name(&order.name);
     let entry = entry_at(order.entry).ok_or_else(other_build)?;
     if fds.len() != 1 + order.attached as usize + order.handed as usize {
         return Err(Error::new(START, "descriptors were lost on the way to a new process")
@@ -202,20 +226,66 @@ fn begin(control: &Arc<Control>) -> Result<()> {
     let handed = fds.split_off(1 + order.attached as usize);
     let attached = fds.split_off(1);
     let memory = fds.remove(0);
-    let parent = Parent {
-        control: Arc::clone(control),
-        fds: handed,
-        name: order.name.clone(),
-        stop: Mutex::new(false),
-    };
-    let length = usize::try_from(order.length)?;
-    start_thread(&order.name, Arc::clone(control), move || {
-        let argument = sys::Sealed::map(memory.as_fd(), length).map_err(|error| {
-            Error::new(ARGUMENT, "the argument of a job cannot be mapped").because(&error)
-        })?;
-        drop(memory);
-        entry(argument.bytes(), attached, parent)
+    Ok(Assignment {
+        name: order.name,
+        entry,
+        length: usize::try_from(order.length)?,
+        memory,
+        attached,
+        handed,
     })
+}
+
+impl Assignment {
+    /// Reads the argument.
+    pub(crate) fn load(self) -> Result<Work> {
+        read_argument(self.entry, self.memory.as_fd(), self.length, self.attached)
+    }
+}
+
+/// Reads an argument from its memory.
+pub(crate) fn read_argument(
+    entry: Entry,
+    memory: BorrowedFd<'_>,
+    length: usize,
+    attached: Vec<OwnedFd>,
+) -> Result<Work> {
+    let argument = sys::Sealed::map(memory, length)
+        .map_err(|error| Error::new(ARGUMENT, "the argument of a job cannot be mapped").because(&error))?;
+    entry(argument.bytes(), attached)
+}
+
+/// Becomes a worker in a process that was just forked, on its only thread.
+pub(crate) fn after_fork(
+    control: OwnedFd,
+    stderr: OwnedFd,
+    name: String,
+    handed: Vec<OwnedFd>,
+    work: Work,
+) -> ! {
+    entry::note_worker();
+    // SAFETY: setpgid takes numbers; dup2 replaces the standard descriptors, which everybody expects to be replaced.
+    unsafe {
+        libc::setpgid(0, 0);
+        libc::dup2(stderr.as_raw_fd(), 2);
+        if let Ok(null) = std::fs::File::open("/dev/null") {
+            libc::dup2(null.as_raw_fd(), 0);
+            release_all(null.as_fd());
+        }
+    }
+    drop(stderr);
+    let control = Arc::new(Control::new(control));
+    arm(&control);
+    settle_signals();
+    set_name(&name);
+    let parent = Parent::new(&control, &name, handed);
+    let started =
+        hello(&control).and_then(|()| start_thread(&name, Arc::clone(&control), move || work(parent)));
+    if let Err(error) = started {
+        leave(&control, Err(error));
+    }
+    control.wait_until_closed();
+    sys::exit_now(exit::WORKER_DIED)
 }
 
 /// Runs `work` on a new thread, tells the parent how it ended, and ends the process.
@@ -228,9 +298,7 @@ fn start_thread(
     const STACK: usize = 8 << 20;
     let thread = std::thread::Builder::new().name(name.replace('\0', " ")).stack_size(STACK);
     let started = thread.spawn(move || {
-        let result = contain(work).unwrap_or_else(|panic| {
-            Err(panic.explain(Error::new(PANICKED, "the function of a job panicked")))
-        });
+        let result = contain(work).unwrap_or_else(|panic| Err(panicked(panic)));
         leave(&control, result);
     });
     started
@@ -239,7 +307,7 @@ fn start_thread(
 }
 
 /// Says goodbye, with the error if there is one, and ends the process.
-fn leave(control: &Control, result: Result<()>) -> ! {
+pub(crate) fn leave(control: &Control, result: Result<()>) -> ! {
     let _ = io::stdout().flush();
     let _ = io::stderr().flush();
     let (body, code) = match result {
@@ -249,6 +317,10 @@ fn leave(control: &Control, result: Result<()>) -> ! {
     // Without room for it the exit code remains.
     let _ = control.send(Tag::Goodbye, &body, &[], patience());
     sys::exit_now(code)
+}
+
+pub(crate) fn panicked(panic: Panic) -> Error {
+    panic.explain(Error::new(PANICKED, "the function of a job panicked"))
 }
 
 /// The error's bytes; only its first line, cut, if they are too many for a message.
@@ -284,7 +356,7 @@ fn take_order(control: &Control) -> Result<(Order, Vec<OwnedFd>)> {
 }
 
 /// How long to wait for a parent that lives: it sends at once.
-fn patience() -> Instant {
+pub(crate) fn patience() -> Instant {
     sys::deadline(Duration::from_secs(10))
 }
 

@@ -188,7 +188,8 @@ mod linux {
             worker.hold_tombstone().unwrap();
             let _task = worker.claim(Instant::now() + LONG);
         };
-        let deaths: [(&str, fn(SlotsWorker), i32, Option<i32>); 4] = [
+        type Work = fn(SlotsWorker);
+        let deaths: [(&str, Work, i32, Option<i32>); 4] = [
             ("killed", sleep, libc::SIGKILL, None),
             ("aborted", sleep, libc::SIGABRT, None),
             ("crashed", crash, 0, None),
@@ -287,7 +288,8 @@ mod linux {
 
     // A worker's work, and the parent's.
 
-    /// The reply to ticket `t`: region 0 has `t % 50_000` bytes that follow from `t`, region 1 three, and the body is `t`.
+    /// The reply to a ticket: region 0 has a length and bytes that follow from it, region 1 three bytes, and the body is
+    /// the ticket.
     fn answer(task: Task) {
         let ticket = u64::from_ne_bytes(task.request()[..8].try_into().unwrap());
         assert_eq!(ticket, task.ticket());

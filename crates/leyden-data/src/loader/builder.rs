@@ -45,7 +45,7 @@ pub struct DataLoaderBuilder<D: Dataset> {
     prefetch_factor: Option<usize>,
     persistent: bool,
     limits: Limits,
-    batch_bytes: u64,
+    batch_bytes: Option<u64>,
 }
 
 /// The batching that a sampler gives for a data set of that many samples.
@@ -70,7 +70,7 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
             prefetch_factor: None,
             persistent: true,
             limits: Limits::default(),
-            batch_bytes: BATCH_BYTES,
+            batch_bytes: None,
         }
     }
 
@@ -150,6 +150,11 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
         self
     }
 
+    pub(super) fn boxed_workers(mut self, workers: Box<dyn WorkersFor<D>>) -> Self {
+        self.workers = workers;
+        self
+    }
+
     /// Batches asked for ahead, for each worker (default 2, as PyTorch's). With more, uneven samples stall the training
     /// less; each batch ahead takes memory.
     pub fn prefetch_factor(mut self, batches: usize) -> Self {
@@ -177,16 +182,24 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
         self
     }
 
+    /// How long a worker may take to get ready, with the data set's `worker_init` (default 60 s).
+    pub fn start_timeout(mut self, limit: Duration) -> Self {
+        self.limits.start = limit;
+        self
+    }
+
     /// How many worker processes may be replaced during an epoch because they died or were stuck (default 3; PyTorch
-    /// replaces none). Their batches are made again by others, bit for bit.
+    /// replaces none). Their batches are made again by others, bit for bit. With [`BadSample::Skip`], workers that were killed
+    /// by a sample which is left out then do not count.
     pub fn restarts(mut self, workers: usize) -> Self {
         self.limits.restarts = workers;
         self
     }
 
-    /// The largest batch that worker processes can hand over (default 4 GiB). It reserves addresses, not memory.
+    /// The largest batch that worker processes can hand over (default 4 GiB, less where the system limits the addresses of
+    /// a process or the size of files). It reserves addresses, not memory.
     pub fn max_batch_bytes(mut self, bytes: u64) -> Self {
-        self.batch_bytes = bytes;
+        self.batch_bytes = Some(bytes);
         self
     }
 
@@ -206,18 +219,24 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
         } = self;
         let dataset = Arc::new(dataset);
         let count = workers.count();
-        let plan = CrewPlan { limits, ahead: count * prefetch_factor.unwrap_or(PREFETCH), batch_bytes };
+        let plan = CrewPlan {
+            limits,
+            ahead: count * prefetch_factor.unwrap_or(PREFETCH),
+            batch_bytes,
+            skip_bad: bad_sample == BadSample::Skip,
+        };
+        let start = {
+            let dataset = Arc::clone(&dataset);
+            move || match workers.start(&dataset, &plan)? {
+                Some(Started(crew)) => Ok(crew),
+                None => Err(Error::new(LOADER_ARGUMENT, "workers were announced, and none were started")
+                    .at("announced", count)),
+            }
+        };
         let crew = match () {
             () if count == 0 => Crew::Caller,
-            () if persistent => {
-                workers.start(&dataset, &plan)?.map_or(Crew::Caller, |Started(crew)| Crew::Persistent(crew))
-            }
-            () => {
-                let dataset = Arc::clone(&dataset);
-                Crew::PerEpoch(Arc::new(move || {
-                    Ok(workers.start(&dataset, &plan)?.map(|Started(crew)| crew))
-                }))
-            }
+            () if persistent => Crew::Persistent(start()?),
+            () => Crew::PerEpoch(Arc::new(start)),
         };
         Ok(DataLoader {
             dataset,
@@ -270,6 +289,16 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
                 .at("workers", workers)
                 .at("limit", MOST_WORKERS)
                 .hint("as many workers as the machine has cores are enough, or a few more where `get` waits for a disk or network"));
+        }
+        for (name, limit) in [("timeout", self.limits.stuck), ("start_timeout", self.limits.start)] {
+            if limit.is_zero() {
+                return Err(wrong("a worker needs some time")
+                    .at(name, format_args!("{limit:?}"))
+                    .hint("`Duration::MAX` waits for ever, as 0 does in PyTorch"));
+            }
+        }
+        if self.batch_bytes == Some(0) {
+            return Err(wrong("a batch needs some room").at("max_batch_bytes", 0));
         }
         if self.prefetch_factor == Some(0) {
             return Err(wrong("workers need at least one batch ahead to work on")
@@ -331,4 +360,3 @@ const PREFETCH: usize = 2;
 /// More of them than any machine has a use for: a mistake, which would cost the machine to find out.
 const MOST_WORKERS: usize = 1024;
 const MOST_AHEAD: usize = 4096;
-const BATCH_BYTES: u64 = 4 << 30;

@@ -5,18 +5,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use leyden_process::codes::{FILE_SIZE_LIMIT, NOT_MAPPED};
 use leyden_process::pool::{Death, Outcome, POISON as FATAL_DEATHS, Pool, PoolOptions, Work};
 use leyden_process::slots::{Loan, Task as Slot};
+use leyden_process::spawn::Start;
 use leyden_process::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Backend;
 use super::task::{Loaded, Phase, Progress, Spent, Task, initialise, load};
-use crate::codes::{BATCH_UNREADABLE, BATCH_UNWRITABLE, POISON, WORKER_DIED, WORKER_STUCK};
+use crate::codes::{BATCH_UNREADABLE, BATCH_UNWRITABLE, LOADER_ARGUMENT, POISON, WORKER_DIED, WORKER_STUCK};
 use crate::dataset::{Dataset, WorkerInfo};
 use crate::place;
 use crate::say::say;
@@ -34,37 +36,80 @@ pub(crate) struct Processes {
 }
 
 impl Processes {
-    /// Starts `workers` processes with `threads_each` threads, and waits until each has done the data set's
-    /// `worker_init`.
+    /// Starts processes, and waits until each has done the data set's `worker_init`.
     ///
     /// # Errors
     /// `L0902` with the cause if a `worker_init` fails; the `P` codes where processes cannot be started.
-    pub(crate) fn start<D>(
-        dataset: &Arc<D>,
-        workers: usize,
-        threads_each: usize,
-        plan: &CrewPlan,
-    ) -> Result<Self>
+    pub(crate) fn start<D>(dataset: &Arc<D>, staff: Staff, plan: &CrewPlan) -> Result<Self>
     where
         D: Dataset + Serialize + DeserializeOwned + 'static,
         D::Batch: Serialize + DeserializeOwned,
     {
-        let loans = plan.ahead + HANDED_OUT;
-        let options = PoolOptions {
+        let work = Loading::of(dataset);
+        Self::with(staff, plan, |options| Pool::start(&work, options))
+    }
+
+    /// The same by forking.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start); `P0114` where a fork is not safe.
+    pub(crate) fn fork<D>(dataset: &Arc<D>, staff: Staff, plan: &CrewPlan) -> Result<Self>
+    where
+        D: Dataset + 'static,
+        D::Batch: Serialize + DeserializeOwned,
+    {
+        let work = Arc::new(Loading::of(dataset));
+        Self::with(staff, plan, |options| Pool::fork(Arc::clone(&work), options))
+    }
+
+    /// Starts a pool with as many addresses for batches as the limits of this process allow.
+    fn with(staff: Staff, plan: &CrewPlan, start: impl Fn(PoolOptions) -> Result<Pool>) -> Result<Self> {
+        let loans = plan.ahead.saturating_add(HANDED_OUT);
+        if plan.ahead.saturating_add(loans) > MOST_SLOTS {
+            return Err(Error::new(LOADER_ARGUMENT, "worker processes cannot hold so many batches ahead")
+                .at("ahead", format_args!("{} batches, `prefetch_factor` for each worker", plan.ahead))
+                .at("limit", (MOST_SLOTS - HANDED_OUT) / 2)
+                .hint("lower `prefetch_factor`: 2 to 4 are enough unless samples are very uneven"));
+        }
+        let mut options = PoolOptions {
             name: "leyden data".to_owned(),
-            workers,
-            threads_each,
-            slots: plan.ahead * EPOCHS_AT_ONCE + loans,
-            slot_bytes: usize::try_from(plan.batch_bytes).unwrap_or(usize::MAX),
+            from: staff.from,
+            workers: staff.workers,
+            threads_each: staff.threads_each,
+            slots: plan.ahead.saturating_mul(EPOCHS_AT_ONCE).saturating_add(loans).min(MOST_SLOTS),
+            slot_bytes: 0,
             warn: plan.limits.warn,
             stuck: plan.limits.stuck,
             start: plan.limits.start,
             redo: plan.limits.restarts,
+            pardons: plan.skip_bad,
             describe: Arc::new(describe),
         };
-        let pool = Pool::start(&Loading(Arc::clone(dataset)), options)?;
-        let (tasks, copies) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self { pool, tasks, workers, restarts: plan.limits.restarts, loans, copies })
+        let chosen = plan.batch_bytes.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let mut sizes = chosen.map_or(BATCH_BYTES.to_vec(), |bytes| vec![bytes]).into_iter().peekable();
+        let pool = loop {
+            options.slot_bytes = sizes.next().unwrap_or_default();
+            match start(options.clone()) {
+                Ok(pool) => break pool,
+                // A limit on addresses or files, which a smaller reservation may fit into.
+                Err(error) if [FILE_SIZE_LIMIT, NOT_MAPPED].contains(&error.code()) => {
+                    if sizes.peek().is_none() {
+                        return Err(error
+                            .at("batches", format_args!("{} of {} bytes each", options.slots, options.slot_bytes))
+                            .hint("reserve less: `.max_batch_bytes(..)`, a lower `prefetch_factor`, fewer workers"));
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        Ok(Self {
+            pool,
+            tasks: Mutex::default(),
+            workers: staff.workers,
+            restarts: plan.limits.restarts,
+            loans,
+            copies: AtomicBool::new(false),
+        })
     }
 
     fn tasks(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Task>> {
@@ -110,7 +155,7 @@ impl Processes {
         };
         let error =
             error.at("worker", format_args!("{} of {}, pid {}", death.worker, self.workers, death.pid));
-        let error = if death.stuck.is_none() { error.at("cause", &death.ended.cause) } else { error };
+        let error = if death.stuck.is_none() { error.at("cause", death.ended.cause) } else { error };
         let error = match (sample, phase) {
             (Some(sample), _) => error.at("sample", sample),
             (None, Some(phase)) => error.at("in", phase.name()),
@@ -147,7 +192,6 @@ impl<B: DeserializeOwned> Backend<B> for Processes {
     }
 
     fn take(&self, ticket: u64) -> Result<Loaded<B>> {
-        let mut left_out = Vec::new();
         loop {
             let outcome = self.pool.take(ticket);
             let task = self.tasks().remove(&ticket);
@@ -155,21 +199,18 @@ impl<B: DeserializeOwned> Backend<B> for Processes {
                 return Err(Error::new(BATCH_UNREADABLE, "a batch was taken that nobody has asked for"));
             };
             match outcome {
-                Outcome::Done(loan) => {
-                    let mut loaded = self.unpack(loan, &task)?;
-                    loaded.skipped.append(&mut left_out);
-                    return Ok(loaded);
-                }
+                Outcome::Done(loan) => return self.unpack(loan, &task),
                 Outcome::Failed(error) => return Err(error),
                 Outcome::Died(death) => {
                     let poison =
-                        sample_of(&task, &death).filter(|_| task.skip_bad && task.indices.indices.len() > 1);
+                        sample_of(&task, &death).filter(|_| task.skip_bad && death.deaths >= FATAL_DEATHS);
                     let Some(sample) = poison else { return Err(self.error(&task, &death)) };
-                    left_out.push(sample);
-                    task.indices.indices.retain(|&index| index != sample);
+                    task.left_out.push(sample);
                     if Backend::<B>::post(self, ticket, task.clone())?.is_some() {
                         return Err(self.error(&task, &death));
                     }
+                    // All but the last were counted, and the next sample like it needs as many.
+                    self.pool.pardon(death.deaths - 1);
                 }
             }
         }
@@ -182,6 +223,21 @@ impl<B: DeserializeOwned> Backend<B> for Processes {
 
     fn renew(&self) {
         self.pool.renew();
+    }
+}
+
+/// Which processes, and how many.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Staff {
+    pub(crate) from: Start,
+    pub(crate) workers: usize,
+    pub(crate) threads_each: usize,
+}
+
+impl Staff {
+    /// One of them, at most.
+    pub(crate) fn one(self) -> Self {
+        Self { workers: self.workers.min(1), threads_each: 1, ..self }
     }
 }
 
@@ -213,8 +269,14 @@ fn decode(request: &[u8]) -> Result<Task> {
     Ok(postcard::from_bytes(request)?)
 }
 
-/// The data set in a worker.
-struct Loading<D>(Arc<D>);
+/// The data set in a worker, and which worker that is.
+struct Loading<D>(Arc<D>, OnceLock<WorkerInfo>);
+
+impl<D> Loading<D> {
+    fn of(dataset: &Arc<D>) -> Self {
+        Self(Arc::clone(dataset), OnceLock::new())
+    }
+}
 
 impl<D: Serialize> Serialize for Loading<D> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -224,39 +286,51 @@ impl<D: Serialize> Serialize for Loading<D> {
 
 impl<'de, D: Deserialize<'de>> Deserialize<'de> for Loading<D> {
     fn deserialize<T: Deserializer<'de>>(deserializer: T) -> Result<Self, T::Error> {
-        Ok(Self(Arc::new(D::deserialize(deserializer)?)))
+        Ok(Self(Arc::new(D::deserialize(deserializer)?), OnceLock::new()))
     }
 }
 
 impl<D> Work for Loading<D>
 where
-    D: Dataset + Serialize + DeserializeOwned + 'static,
-    D::Batch: Serialize + DeserializeOwned,
+    D: Dataset + 'static,
+    D::Batch: Serialize,
 {
     fn start(&self, worker: usize, workers: usize) -> Result<()> {
-        initialise(&*self.0, &WorkerInfo { worker, workers })
+        initialise(&*self.0, self.1.get_or_init(|| WorkerInfo { worker, workers }))
     }
 
     fn run(&self, slot: &Slot) -> Result<Vec<u8>> {
+        let by = self.1.get().map_or_else(String::new, |worker| {
+            format!("{} of {}, pid {}", worker.worker, worker.workers, std::process::id())
+        });
+        place::writing(slot.writer(), || self.make(slot)).map_err(|error| error.at_if_absent("worker", by))
+    }
+}
+
+impl<D> Loading<D>
+where
+    D: Dataset,
+    D::Batch: Serialize,
+{
+    /// Makes a batch, and writes it as it crosses.
+    fn make(&self, slot: &Slot) -> Result<Vec<u8>> {
         let task = decode(slot.request())?;
-        place::writing(slot.writer(), || {
-            let Loaded { data, samples, padding, skipped, spent } = load(&*self.0, &task, &Noted(slot))?;
-            Noted(slot).at(Phase::Pack, 0);
-            let packing = Instant::now();
-            let unwritable = |error: postcard::Error| {
-                Error::new(BATCH_UNWRITABLE, "a batch cannot be handed over to the trainer")
-                    .at("batch", task.batch)
-                    .at("epoch", task.epoch)
-                    .because(&error)
-                    .hint("its `Serialize` fails, or shared memory is full: see `max_batch_bytes` and `prefetch_factor`")
-            };
-            // The time for the data is known only after it was written.
-            let mut body = postcard::to_allocvec(&data).map_err(unwritable)?;
-            let Spent { get, collate, .. } = spent;
-            let head = Head { samples, padding, skipped, get, collate, pack: packing.elapsed() };
-            body = postcard::to_extend(&head, body).map_err(unwritable)?;
-            Ok(body)
-        })
+        let Loaded { data, samples, padding, skipped, spent } = load(&*self.0, &task, &Noted(slot))?;
+        Noted(slot).at(Phase::Pack, 0);
+        let packing = Instant::now();
+        let unwritable = |error: postcard::Error| {
+            Error::new(BATCH_UNWRITABLE, "a batch cannot be handed over to the trainer")
+                .at("batch", task.batch)
+                .at("epoch", task.epoch)
+                .because(&error)
+                .hint("its `Serialize` fails, or shared memory is full: see `max_batch_bytes` and `prefetch_factor`")
+        };
+        // The time for the data is known only after it was written.
+        let mut body = postcard::to_allocvec(&data).map_err(unwritable)?;
+        let Spent { get, collate, .. } = spent;
+        let head = Head { samples, padding, skipped, get, collate, pack: packing.elapsed() };
+        body = postcard::to_extend(&head, body).map_err(unwritable)?;
+        Ok(body)
     }
 }
 
@@ -287,6 +361,10 @@ struct Head {
     pack: Duration,
 }
 
+/// The largest batch, where nobody has said: the first of these that the system allows.
+const BATCH_BYTES: [usize; 4] = [4 << 30, 1 << 30, 256 << 20, 64 << 20];
+/// How many slots there can be.
+const MOST_SLOTS: usize = 4096;
 /// Epochs of one loader that can be iterated at the same time.
 const EPOCHS_AT_ONCE: usize = 4;
 /// Batches that the trainer may hold besides as many as it asks for ahead.

@@ -20,6 +20,8 @@ pub(crate) struct Task {
     pub(crate) indices: Indices,
     /// Whether a sample that fails is left out instead of failing the batch.
     pub(crate) skip_bad: bool,
+    /// Samples that are left out unseen: they kill whoever loads them.
+    pub(crate) left_out: Vec<usize>,
 }
 
 /// A batch as made.
@@ -150,6 +152,10 @@ fn gather<D: Dataset>(dataset: &D, task: &Task, progress: &impl Progress) -> Res
         let outcome = contain(|| {
             for (item, &index) in indices.iter().enumerate().skip(next) {
                 at = item;
+                if task.left_out.contains(&index) {
+                    skipped.push(index);
+                    continue;
+                }
                 progress.at(Phase::Get, item);
                 let mut cx = SampleCx::new(task.seed, task.epoch, index);
                 items.push(dataset.get(index, &mut cx)?);

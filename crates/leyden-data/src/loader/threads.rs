@@ -6,8 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, SyncSender};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,8 +40,13 @@ struct State<B> {
     waiting: BTreeMap<u64, Task>,
     running: BTreeMap<u64, Running>,
     done: BTreeMap<u64, Result<Loaded<B>>>,
-    /// Threads that have not ended and are not given up.
-    alive: usize,
+    /// Threads that have not ended and are not given up, by worker; a new number for each.
+    alive: BTreeMap<usize, u64>,
+    /// Those of them that are not ready, and for how long.
+    starting: BTreeMap<u64, Lived>,
+    started: u64,
+    /// Why the last thread that was started did not get ready.
+    failure: Option<Error>,
     ending: bool,
 }
 
@@ -84,7 +88,10 @@ impl<D: Dataset + 'static> Threads<D> {
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
             done: BTreeMap::new(),
-            alive: 0,
+            alive: BTreeMap::new(),
+            starting: BTreeMap::new(),
+            started: 0,
+            failure: None,
             ending: false,
         };
         let inner = Inner {
@@ -97,17 +104,18 @@ impl<D: Dataset + 'static> Threads<D> {
         };
         // From here on, a failure ends the threads that were started.
         let pool = Self { inner: Arc::new(inner) };
-        let (report, reports) = mpsc::sync_channel(workers);
         for worker in 0..workers {
-            pool.inner.start_thread(worker, Some(report.clone()))?;
+            pool.inner.start_thread(worker)?;
         }
-        let deadline = Instant::now() + limits.start;
-        for _ in 0..workers {
-            let left = deadline.saturating_duration_since(Instant::now());
-            reports.recv_timeout(left).unwrap_or_else(|_| {
-                Err(Error::new(WORKER_INIT, "a worker's `worker_init` does not end")
-                    .at("limit", format_args!("{:?}", limits.start)))
-            })?;
+        let inner = &pool.inner;
+        let mut state = inner.lock();
+        while !state.starting.is_empty() && state.failure.is_none() {
+            inner.give_up_starting(&mut state);
+            state = inner.done.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        match state.failure.take() {
+            None => drop(state),
+            Some(failure) => return Err(failure),
         }
         Ok(pool)
     }
@@ -116,27 +124,40 @@ impl<D: Dataset + 'static> Threads<D> {
 impl<D: Dataset + 'static> Inner<D> {
     fn lock(&self) -> MutexGuard<'_, State<D::Batch>> {
         // Nothing in here panics while it holds the lock: user code runs outside.
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a thread; `report` gets what became of its `worker_init`.
-    fn start_thread(self: &Arc<Self>, worker: usize, report: Option<SyncSender<Result<()>>>) -> Result<()> {
+    fn start_thread(self: &Arc<Self>, worker: usize) -> Result<()> {
         let inner = Arc::clone(self);
-        self.lock().alive += 1;
+        let mut state = self.lock();
+        state.started += 1;
+        let number = state.started;
+        state.alive.insert(worker, number);
+        state.starting.insert(number, Lived::default());
+        drop(state);
         let started = thread::Builder::new().name(format!("leyden data {worker}")).spawn(move || {
             let info = WorkerInfo { worker, workers: inner.workers };
             let ready = initialise(&*inner.dataset, &info);
-            let failed = ready.is_err();
-            if let Some(report) = report {
-                // Nobody listens any more if another worker failed first.
-                let _ = report.send(ready);
-            }
-            if !failed {
-                inner.work(worker);
+            let mut state = inner.lock();
+            // Where it took too long, somebody else has its place.
+            let in_time = state.starting.remove(&number).is_some();
+            match ready {
+                Ok(()) if in_time => {
+                    drop(state);
+                    inner.done.notify_all();
+                    inner.work(worker, number);
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    state.failure.get_or_insert(error);
+                    inner.leave(state, worker, number);
+                }
             }
         });
         started.map(drop).map_err(|error| {
-            self.lock().alive -= 1;
+            let mut state = self.lock();
+            state.starting.remove(&number);
+            self.leave(state, worker, number);
             Error::new(WORKER_START, "a worker thread cannot be started")
                 .at("worker", format_args!("{worker} of {}", self.workers))
                 .because(&error)
@@ -144,17 +165,43 @@ impl<D: Dataset + 'static> Inner<D> {
         })
     }
 
+    /// A thread ends.
+    fn leave(&self, mut state: MutexGuard<'_, State<D::Batch>>, worker: usize, number: u64) {
+        if state.alive.get(&worker) == Some(&number) {
+            state.alive.remove(&worker);
+        }
+        drop(state);
+        self.done.notify_all();
+    }
+
+    /// Waits no longer for threads that take too long to get ready.
+    fn give_up_starting(&self, state: &mut State<D::Batch>) {
+        let limit = self.limits.start;
+        let late: Vec<u64> = state
+            .starting
+            .extract_if(.., |_, clock| clock.tick() >= limit)
+            .map(|(number, _)| number)
+            .collect();
+        for number in late {
+            let worker = state.alive.iter().find(|(_, alive)| **alive == number).map(|(&worker, _)| worker);
+            if let Some(worker) = worker {
+                state.alive.remove(&worker);
+                state.failure.get_or_insert_with(|| {
+                    Error::new(WORKER_INIT, "a worker's `worker_init` does not end")
+                        .at("worker", format_args!("{worker} of {}", self.workers))
+                        .at("limit", format_args!("{limit:?}"))
+                });
+            }
+        }
+    }
+
     /// A worker's life.
-    fn work(&self, worker: usize) {
+    fn work(&self, worker: usize, number: u64) {
         let place = Arc::new(Place::default());
         let mut state = self.lock();
-        loop {
-            if state.ending {
-                break;
-            }
+        while !state.ending {
             let Some((ticket, task)) = state.waiting.pop_first() else {
-                state =
-                    self.work.wait_timeout(state, IDLE).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+                state = self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             };
             let running = Running {
@@ -167,7 +214,9 @@ impl<D: Dataset + 'static> Inner<D> {
             };
             state.running.insert(ticket, running);
             drop(state);
-            let loaded = load(&*self.dataset, &task, &*place);
+            let loaded = load(&*self.dataset, &task, &*place).map_err(|error| {
+                error.at_if_absent("worker", format_args!("{worker} of {} threads", self.workers))
+            });
             state = self.lock();
             match state.running.remove(&ticket) {
                 // Withdrawn, but this thread is as good as ever.
@@ -178,15 +227,14 @@ impl<D: Dataset + 'static> Inner<D> {
             }
             self.done.notify_all();
         }
-        state.alive -= 1;
-        drop(state);
-        self.done.notify_all();
+        self.leave(state, worker, number);
     }
 
     /// Warns of tasks that take long, and gives up on the thread of one that takes too long. It is called at short
     /// intervals by whoever waits.
     fn look_after(self: &Arc<Self>, state: &mut State<D::Batch>) -> Option<(u64, Running)> {
         let Limits { warn, stuck, .. } = self.limits;
+        self.give_up_starting(state);
         for running in state.running.values_mut() {
             let lived = running.clock.tick();
             if lived >= warn && !running.warned {
@@ -200,8 +248,8 @@ impl<D: Dataset + 'static> Inner<D> {
 
     /// The error of a task whose thread was given up, and a new thread in its place.
     fn give_up(self: &Arc<Self>, running: &Running) -> Error {
-        self.lock().alive -= 1;
-        let replaced = self.start_thread(running.worker, None);
+        self.lock().alive.remove(&running.worker);
+        let replaced = self.start_thread(running.worker);
         let (_, item) = running.place.read();
         let error = Error::new(WORKER_STUCK, "a worker thread is stuck in the data set's code")
             .at("in", running.describe())
@@ -265,12 +313,19 @@ impl<D: Dataset + 'static> Backend<D::Batch> for Threads<D> {
                 }
                 continue;
             }
-            if state.alive == 0 {
+            if state.alive.is_empty() {
                 state.waiting.remove(&ticket);
-                return Err(Error::new(WORKER_START, "no worker thread is left")
-                    .why("the last ones got stuck, and none could be started in their place"));
+                let error = Error::new(WORKER_START, "no worker thread is left");
+                return Err(match &state.failure {
+                    Some(cause) => {
+                        let error = error.why(format_args!("error[{}]: {cause}", cause.code()));
+                        let error = cause.reasons().iter().fold(error, Error::why);
+                        cause.places().fold(error, |error, (label, place)| error.at(label, place))
+                    }
+                    None => error.why("the last ones got stuck, and none could be started in their place"),
+                });
             }
-            state = inner.done.wait_timeout(state, LOOK).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            state = inner.done.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -280,6 +335,20 @@ impl<D: Dataset + 'static> Backend<D::Batch> for Threads<D> {
         state.done.remove(&ticket);
         if let Some(running) = state.running.get_mut(&ticket) {
             running.withdrawn = true;
+        }
+    }
+
+    /// Threads that could not be replaced are tried again.
+    fn renew(&self) {
+        let mut state = self.inner.lock();
+        let missing: Vec<usize> =
+            (0..self.inner.workers).filter(|worker| !state.alive.contains_key(worker)).collect();
+        state.failure = None;
+        drop(state);
+        for worker in missing {
+            if let Err(error) = self.inner.start_thread(worker) {
+                self.inner.lock().failure.get_or_insert(error);
+            }
         }
     }
 }
@@ -292,13 +361,12 @@ impl<D: Dataset + 'static> Drop for Threads<D> {
         state.waiting.clear();
         self.inner.work.notify_all();
         let deadline = Instant::now() + FAREWELL;
-        while state.alive > 0 {
+        while !state.alive.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
-            state =
-                self.inner.done.wait_timeout(state, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            state = self.inner.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

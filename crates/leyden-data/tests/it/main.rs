@@ -1,4 +1,8 @@
 //! The loader with workers of each kind: the same batches from all of them, whatever happens to the workers.
 
+mod arguments;
+mod deaths;
+mod endings;
 mod kinds;
+mod stuck;
 mod support;

@@ -1,12 +1,21 @@
 //! Data sets and kinds of workers that the tests share.
 
+pub(crate) mod kind;
+pub(crate) mod leftovers;
+pub(crate) mod program;
+pub(crate) mod trouble;
+
 use std::collections::BTreeMap;
 use std::hash::Hasher as _;
+use std::time::Duration;
 
-use leyden_data::{
-    Array, DataLoader, DataLoaderBuilder, Dataset, Result, SampleCx, Workers, default_collate,
-};
+use leyden_data::{Array, DataLoader, DataLoaderBuilder, Dataset, Error, Result, SampleCx, default_collate};
 use serde::{Deserialize, Serialize};
+
+pub(crate) use self::kind::Kind;
+pub(crate) use self::leftovers::Leftovers;
+use self::trouble::Fnv;
+pub(crate) use self::trouble::{Act, LONG, Trouble};
 
 /// Noisy rows with a label and a name: a batch with arrays and with what is none.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -40,7 +49,7 @@ impl Dataset for Noisy {
 
 /// A hash of all batches of an epoch, bit for bit, in their order.
 pub(crate) fn hash<'a>(batches: impl Iterator<Item = &'a NoisyBatch>) -> u64 {
-    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
+    let mut hasher = Fnv::default();
     for (rows, labels, names, extra) in batches {
         rows.iter().for_each(|value| hasher.write_u32(value.to_bits()));
         labels.iter().for_each(|&label| hasher.write_i64(label));
@@ -53,56 +62,6 @@ pub(crate) fn hash<'a>(batches: impl Iterator<Item = &'a NoisyBatch>) -> u64 {
     hasher.finish()
 }
 
-/// FNV-1a.
-struct Fnv(u64);
-
-impl std::hash::Hasher for Fnv {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-}
-
-/// A kind of workers, as a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Inline,
-    Threads(usize),
-    Spawn(usize),
-    SpawnThreads(usize, usize),
-}
-
-impl Kind {
-    pub(crate) const ALL: [Self; 8] = [
-        Self::Inline,
-        Self::Threads(1),
-        Self::Threads(2),
-        Self::Threads(4),
-        Self::Spawn(1),
-        Self::Spawn(2),
-        Self::Spawn(4),
-        Self::SpawnThreads(2, 2),
-    ];
-
-    pub(crate) fn of<D>(self, builder: DataLoaderBuilder<D>) -> DataLoaderBuilder<D>
-    where
-        D: Dataset + Serialize + for<'de> Deserialize<'de> + 'static,
-        D::Batch: Serialize + for<'de> Deserialize<'de>,
-    {
-        match self {
-            Self::Inline => builder.workers(Workers::inline()),
-            Self::Threads(n) => builder.workers(Workers::threads(n)),
-            Self::Spawn(n) => builder.workers(Workers::spawn(n)),
-            Self::SpawnThreads(n, each) => builder.workers(Workers::spawn(n).threads_each(each)),
-        }
-    }
-}
-
 pub(crate) fn noisy(kind: Kind) -> DataLoader<Noisy> {
     let builder = DataLoader::builder(Noisy { samples: 103, width: 33 }).batch_size(4).shuffle(true).seed(7);
     kind.of(builder).build().unwrap()
@@ -110,4 +69,56 @@ pub(crate) fn noisy(kind: Kind) -> DataLoader<Noisy> {
 
 pub(crate) fn epoch(loader: &DataLoader<Noisy>, epoch: u64) -> Vec<NoisyBatch> {
     loader.epoch(epoch).map(|batch| batch.unwrap().data).collect()
+}
+
+/// A loader of a troubled data set: batches of four, shuffled, under the limits of the tests.
+pub(crate) fn troubled(kind: Kind, dataset: &Trouble) -> DataLoaderBuilder<Trouble> {
+    let builder = DataLoader::builder(dataset.clone()).batch_size(4).shuffle(true).seed(11);
+    kind.of(builder)
+}
+
+/// The hash of an epoch without trouble, made by nobody else.
+pub(crate) fn calm_hash(dataset: &Trouble, number: u64) -> u64 {
+    whole_hash(&troubled(Kind::Inline, &dataset.calm()).build().unwrap(), number)
+}
+
+/// All batches of an epoch, which must be there, as a hash.
+pub(crate) fn whole_hash(loader: &DataLoader<Trouble>, number: u64) -> u64 {
+    let mut hasher = Fnv::default();
+    let mut epoch = loader.epoch(number);
+    let expected = epoch.len();
+    let count = epoch
+        .by_ref()
+        .map(|batch| hasher.add(&batch.unwrap_or_else(|error| panic!("{error:?}")).data))
+        .count();
+    assert_eq!(count, expected);
+    hasher.finish()
+}
+
+/// The batches of an epoch: the numbers of their samples, or their error.
+pub(crate) fn outcomes(loader: &DataLoader<Trouble>, number: u64) -> Vec<Result<Vec<u64>>> {
+    loader.epoch(number).map(|batch| Ok(batch?.data.1.to_vec())).collect()
+}
+
+/// The one error among them, and the number of its batch.
+pub(crate) fn only_error(outcomes: &[Result<Vec<u64>>]) -> (usize, &Error) {
+    let mut errors =
+        outcomes.iter().enumerate().filter_map(|(batch, outcome)| Some((batch, outcome.as_ref().err()?)));
+    let first = errors.next().expect("one batch fails");
+    if let Some((batch, error)) = errors.next() {
+        panic!("batch {batch} fails too: {error:?}\nafter {:?}", first.1);
+    }
+    first
+}
+
+/// The batch that a sample is in.
+pub(crate) fn batch_of(dataset: &Trouble, number: u64, sample: usize) -> usize {
+    let loader = troubled(Kind::Inline, &dataset.calm()).build().unwrap();
+    let order: Vec<Vec<u64>> = outcomes(&loader, number).into_iter().map(Result::unwrap).collect();
+    order.iter().position(|batch| batch.contains(&(sample as u64))).expect("every sample is in some batch")
+}
+
+/// A measured time, for whoever runs the tests with `--nocapture`.
+pub(crate) fn measured(row: &str, what: impl std::fmt::Display, time: Duration) {
+    println!("row {row}: {what}: {:.1} ms", time.as_secs_f64() * 1e3);
 }

@@ -150,6 +150,28 @@ fn programs_of_a_child_that_died_by_itself_die_too() {
 }
 
 #[test]
+fn a_copy_of_the_socket_in_a_grandchild_hides_no_end() {
+    fn leave_a_fork(_: (), parent: Parent) -> Result<()> {
+        parent.send(b"before")?;
+        // SAFETY: the new process only waits, in a session of its own, and ends without a destructor.
+        unsafe {
+            if libc::fork() == 0 {
+                libc::setsid();
+                libc::sleep(3);
+                libc::_exit(0);
+            }
+        }
+        std::process::exit(5)
+    }
+    let mut child = Job::new(leave_a_fork, &()).unwrap().spawn(&quietly("forks")).unwrap();
+    let start = Instant::now();
+    assert_eq!(child.recv(LONG).unwrap(), Received::Message(b"before".to_vec()));
+    assert_eq!(child.recv(LONG).unwrap(), Received::Closed);
+    assert_eq!(child.ended(LONG).unwrap().cause, Cause::Exited(5));
+    assert!(start.elapsed() < Duration::from_secs(2), "it did not wait for the grandchild");
+}
+
+#[test]
 fn a_stuck_child_can_be_dropped_quickly_and_looked_at_before() {
     let (child, program) = stuck();
     let evidence = evidence(child.pid());

@@ -2,6 +2,7 @@
 #![cfg(target_os = "linux")]
 
 mod endings;
+mod forking;
 mod guarding;
 mod programs;
 mod recursion;

@@ -70,11 +70,23 @@ fn killed(scenario: &[&str], processes: usize) {
 #[test]
 fn children_die_with_a_program_that_is_killed_whatever_they_are_stuck_in() {
     killed(&["stuck", "busy", "reading", "sleeping"], 3);
+    killed(&["stuck", "zygote's busy", "zygote's reading"], 2);
+    killed(&["stuck", "forked busy", "forked reading", "forked busy"], 3);
 }
 
 #[test]
 fn guarded_programs_and_theirs_die_with_a_program_that_is_killed() {
     killed(&["guarded"], 2);
+}
+
+#[test]
+fn a_program_with_one_thread_can_be_forked() {
+    let (_, text) = output(Command::new(program()).arg("forked"));
+    let expected = "buffered, and written once\n\n\
+                    in memory false true\nin memory false true\n\
+                    killed by SIGKILL\nkilled by SIGKILL\n\
+                    serialised from forked\n";
+    assert_eq!(text.replace('"', ""), expected);
 }
 
 #[test]
@@ -112,4 +124,57 @@ fn a_program_without_descriptors_is_told_so_and_nothing_is_left_behind() {
     assert!(text.contains("their limit (`ulimit -n`)  256"), "{text}");
     assert!(text.contains(" started"), "with enough room it starts: {text}");
     assert!(text.ends_with("hello from echo\n"), "{text}");
+}
+
+#[test]
+fn a_process_whose_role_nobody_took_ends_before_it_starts_another() {
+    let (output, text) = output(Command::new(program()).arg("unconsumed"));
+    assert_eq!(output.status.code(), Some(leyden_process::exit::CONFIGURATION.into()));
+    assert_eq!(
+        text,
+        "main\nerror[P0104]: a process that should be a worker has reached the program's own code\n"
+    );
+}
+
+#[test]
+fn children_that_the_kernel_reaps_are_noticed_too() {
+    let (_, text) = output(Command::new(program()).arg("sigchld-ignored"));
+    assert_eq!(text, "returned\nended; its exit status was taken by another part of the program\n");
+}
+
+/// A control group for memory below this process's own, if there may be one; its folder goes with the value.
+struct Group(PathBuf);
+
+impl Group {
+    fn with_memory(bytes: u64) -> Option<Self> {
+        let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+        groups.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (root, limit) = match parts.next()? {
+                "" => ("/sys/fs/cgroup", "memory.max"),
+                "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+                _ => return None,
+            };
+            let path = format!("{root}{}/leyden-{}", parts.next()?, std::process::id());
+            std::fs::create_dir(&path).ok()?;
+            let group = Self(path.into());
+            std::fs::write(group.0.join(limit), bytes.to_string()).ok().map(|()| group)
+        })
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_child_that_the_kernel_killed_for_memory_is_said_to_be() {
+    let Some(group) = Group::with_memory(100 << 20) else {
+        eprintln!("skipped: no control group for memory can be made here");
+        return;
+    };
+    let (_, text) = output(Command::new(program()).arg("hungry").arg(&group.0));
+    assert_eq!(text, "killed by SIGKILL (the kernel's out-of-memory killer, most likely)\n");
 }

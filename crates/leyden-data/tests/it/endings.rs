@@ -1,0 +1,250 @@
+//! How loaders and their programs end: nothing stays, whoever is killed, and nobody waits for long.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use leyden_process::supervise::evidence;
+
+use crate::support::leftovers::{is_alive, settle, stat};
+use crate::support::program::{Program, rows, words};
+use crate::support::trouble::{now, signal};
+use crate::support::{Act, Kind, LONG, Leftovers, Trouble, calm_hash, measured, troubled};
+
+/// What an end may take on a machine that is busy with many tests. The measured times are printed.
+const SOON: Duration = Duration::from_secs(5);
+
+fn hash_of_the_programs() -> String {
+    let folder = tempfile::tempdir().unwrap();
+    format!("hash {:x}", calm_hash(&Trouble::new(48, folder.path()), 0))
+}
+
+// Rows 8, 9 and 10.
+#[test]
+fn when_the_program_is_killed_its_workers_are_gone_at_once() {
+    for kind in Kind::PROCESSES {
+        for what in ["idle", "busy", "blocked", "queued"] {
+            let mut worst = Duration::ZERO;
+            for _ in 0..3 {
+                let folder = tempfile::tempdir().unwrap();
+                let mut program = Program::rows("hold", kind, folder.path(), &[what]);
+                program.wait_for("ready");
+                worst = worst.max(program.kill(libc::SIGKILL, 2));
+            }
+            measured("8-10", format_args!("{kind:?}, program killed, workers {what}, worst of 3"), worst);
+            assert!(worst < SOON, "{kind:?}, {what}: {worst:?}");
+        }
+    }
+}
+
+#[test]
+fn when_the_program_is_killed_workers_that_are_stopped_are_gone_too() {
+    for kind in Kind::PROCESSES {
+        let folder = tempfile::tempdir().unwrap();
+        let mut program = Program::rows("hold", kind, folder.path(), &["idle"]);
+        program.wait_for("ready");
+        for worker in program.descendants() {
+            signal(worker, libc::SIGSTOP);
+            assert!(settle(|| evidence(worker).is_stopped()));
+        }
+        let took = program.kill(libc::SIGKILL, 2);
+        measured("8", format_args!("{kind:?}, program killed, workers stopped"), took);
+    }
+}
+
+// Row 11.
+#[test]
+fn programs_that_a_worker_started_die_with_it() {
+    let leftovers = Leftovers::before();
+    for kind in Kind::PROCESSES {
+        let folder = tempfile::tempdir().unwrap();
+        let dataset = Trouble::new(24, folder.path()).once(9, Act::ProgramThenAbort).once(13, Act::Program);
+        let loader = troubled(kind, &dataset).build().unwrap();
+        assert_eq!(loader.epoch(0).filter(Result::is_ok).count(), 6, "{kind:?}");
+        let programs = dataset.programs();
+        assert_eq!(programs.len(), 2, "{kind:?}");
+        assert!(settle(|| programs.iter().filter(|&&pid| is_alive(pid)).count() <= 1), "{kind:?}");
+        drop(loader);
+        assert!(settle(|| programs.iter().all(|&pid| !is_alive(pid))), "{kind:?}: {programs:?}");
+    }
+    leftovers.assert_none();
+}
+
+#[test]
+fn programs_that_a_worker_started_die_with_the_program_too() {
+    for kind in Kind::PROCESSES {
+        let folder = tempfile::tempdir().unwrap();
+        let mut program = Program::rows("hold", kind, folder.path(), &["programs"]);
+        program.wait_for("ready");
+        let took = program.kill(libc::SIGKILL, 3);
+        measured("11", format_args!("{kind:?}, program killed, a worker has a program"), took);
+    }
+}
+
+// Row 12.
+#[test]
+fn a_loader_dropped_in_the_middle_of_an_epoch_is_gone_at_once() {
+    let leftovers = Leftovers::before();
+    for kind in Kind::EACH {
+        for persistent in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let dataset = Trouble::new(400, folder.path());
+            let loader = troubled(kind, &dataset).persistent_workers(persistent).build().unwrap();
+            let mut epoch = loader.epoch(0);
+            assert!(epoch.by_ref().take(3).all(|batch| batch.is_ok()), "{kind:?}");
+            let began = Instant::now();
+            drop(epoch);
+            drop(loader);
+            measured("12", format_args!("{kind:?}, dropped in the middle"), began.elapsed());
+            assert!(began.elapsed() < SOON, "{kind:?}: {:?}", began.elapsed());
+        }
+    }
+    leftovers.assert_none();
+}
+
+// Row 13.
+#[test]
+fn a_loader_with_stuck_workers_is_dropped_within_one_short_deadline() {
+    let leftovers = Leftovers::before();
+    for (kind, act) in [
+        (Kind::Spawn(2), Act::Block),
+        (Kind::Spawn(2), Act::Busy),
+        (Kind::Spawn(2), Act::Signal(libc::SIGSTOP)),
+        // Threads cannot be ended: they end by themselves, for the sake of the other tests.
+        (Kind::Threads(2), Act::Sleep(Duration::from_secs(1))),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let dataset = (0..24)
+            .fold(Trouble::new(24, folder.path()), |dataset, sample| dataset.once(sample, act.clone()));
+        let loader = troubled(kind, &dataset).shuffle(false).build().unwrap();
+        let epoch = loader.epoch(0);
+        dataset.mark(0);
+        dataset.mark(4);
+        let began = Instant::now();
+        drop(epoch);
+        drop(loader);
+        measured("13", format_args!("{kind:?}, {act:?}, dropped while stuck"), began.elapsed());
+        assert!(began.elapsed() < SOON, "{kind:?}: {:?}", began.elapsed());
+    }
+    leftovers.assert_none();
+}
+
+// Row 14.
+#[test]
+fn a_program_that_ends_with_a_live_loader_ends_cleanly_and_with_its_own_code() {
+    for kind in Kind::WORKERS {
+        for (how, code, stderr) in [
+            ("return", Some(0), ""),
+            ("leak", Some(0), ""),
+            ("exit", Some(7), ""),
+            ("panic", Some(101), "the training has failed"),
+            ("error", Some(1), "error[T0001]: the training has failed"),
+            ("abort", None, ""),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let began = Instant::now();
+            let ending = Program::rows("end", kind, folder.path(), &[how]).ended();
+            measured("14", format_args!("{kind:?}, {how}, whole program"), began.elapsed());
+            assert_eq!(ending.code, code, "{kind:?}, {how}: {ending:?}");
+            assert_eq!(ending.signal, code.is_none().then_some(libc::SIGABRT), "{kind:?}, {how}: {ending:?}");
+            let silent = stderr.is_empty() && ending.stderr.is_empty();
+            assert!(
+                silent || !stderr.is_empty() && ending.stderr.contains(stderr),
+                "{kind:?}, {how}: {ending:?}"
+            );
+            assert!(
+                !ending.stderr.contains("leyden: ") && !ending.stderr.contains("[leyden"),
+                "{kind:?}, {how}: {ending:?}"
+            );
+        }
+    }
+}
+
+// Rows 15 and 16.
+#[test]
+fn a_signal_to_the_group_or_to_all_processes_stops_the_program_alone_and_no_batch_is_lost() {
+    for kind in Kind::WORKERS {
+        for (number, name) in [(libc::SIGINT, "Interrupt"), (libc::SIGTERM, "Terminate")] {
+            for everybody in [false, true] {
+                let folder = tempfile::tempdir().unwrap();
+                let mut program = Program::rows("signals", kind, folder.path(), &[]);
+                program.wait_for("ready");
+                if everybody {
+                    program.descendants().into_iter().for_each(|worker| signal(worker, number));
+                }
+                signal(-program.pid(), number);
+                let ending = program.ended();
+                let said: Vec<&str> = ending.stderr.lines().filter(|line| !line.is_empty()).collect();
+                let expected = "leyden: stopping at the end of this step; a second signal stops at once";
+                assert_eq!(said, [expected], "{kind:?}, {name}, everybody: {everybody}: {ending:?}");
+                assert_eq!(ending.lines(), ["ready".to_owned(), format!("stopped by {name}")], "{kind:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_program_that_does_not_listen_dies_of_the_signal_with_its_workers() {
+    for kind in Kind::PROCESSES {
+        for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut program = Program::rows("hold", kind, folder.path(), &["blocked"]);
+            program.wait_for("ready");
+            let took = program.kill(number, 2);
+            measured("15-16", format_args!("{kind:?}, signal {number} without a listener"), took);
+        }
+    }
+}
+
+// Rows 23, 24 and 26.
+#[test]
+fn main_runs_once_and_workers_and_their_programs_inherit_nothing() {
+    for kind in Kind::EACH {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new(rows());
+        // Left over from somebody else.
+        command.args(words("epoch", kind, folder.path(), &[])).env("LEYDEN_ROLE", "worker:1:7:7");
+        let ending = Program::start(&mut command).ended();
+        assert_eq!(ending.stderr, "", "{kind:?}");
+        assert_eq!(ending.lines(), ["main".to_owned(), hash_of_the_programs()], "{kind:?}");
+    }
+}
+
+// Row 43.
+#[test]
+fn a_program_that_is_stopped_as_a_whole_goes_on_without_a_false_alarm() {
+    for kind in Kind::WORKERS {
+        let folder = tempfile::tempdir().unwrap();
+        let mut program = Program::rows("suspended", kind, folder.path(), &[]);
+        program.wait_for("ready");
+        let all: Vec<i32> = program.descendants().into_iter().chain([program.pid()]).collect();
+        all.iter().for_each(|&pid| signal(pid, libc::SIGSTOP));
+        assert!(settle(|| all.iter().all(|&pid| stat(pid).is_some_and(|stat| stat.state == 'T'))));
+        std::thread::sleep(Duration::from_millis(1200));
+        // The program first, so that it looks at workers that are still stopped.
+        all.iter().rev().for_each(|&pid| signal(pid, libc::SIGCONT));
+        let ending = program.ended();
+        assert_eq!(ending.stderr, "", "{kind:?}");
+        assert_eq!(ending.lines().last(), Some(&hash_of_the_programs()), "{kind:?}");
+    }
+}
+
+// Row 48.
+#[test]
+fn as_the_first_process_of_a_container_it_works_and_ends_as_anywhere() {
+    let works = Command::new("unshare").args(["-pf", "--mount-proc", "true"]).output();
+    if !works.is_ok_and(|output| output.status.success()) {
+        println!("skipped: no new process namespaces here");
+        return;
+    }
+    for kind in Kind::WORKERS {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["-pf", "--mount-proc"]).arg(rows()).args(words("epoch", kind, folder.path(), &[]));
+        let began = now();
+        let ending = Program::start(&mut command).ended();
+        assert_eq!(ending.stderr, "", "{kind:?}");
+        assert_eq!(ending.lines(), ["main".to_owned(), hash_of_the_programs()], "{kind:?}");
+        measured("48", format_args!("{kind:?}, as process 1, whole program"), now() - began);
+        assert!(now() - began < LONG / 3);
+    }
+}
