@@ -207,8 +207,8 @@ class Death:
         try:
             for _ in batches:
                 pass
-        except RuntimeError as error:
-            return {"seconds": time.perf_counter() - begun, "message": str(error).splitlines()[0]}
+        except Exception as error:  # RuntimeError as a rule, ConnectionResetError where it was sending
+            return {"seconds": time.perf_counter() - begun, "message": repr(error)}
         raise SystemExit("the death went unnoticed")
 
 

@@ -361,23 +361,29 @@ impl Pieces {
 struct Filling {
     file: File,
     bytes: u64,
+    /// Up to here there was memory when it was asked for.
+    granted: u64,
 }
 
 impl Filling {
     fn new() -> Result<Self> {
-        Ok(Self { file: memory::create("leyden-shared", 0)?.into(), bytes: 0 })
+        Ok(Self { file: memory::create("leyden-shared", 0)?.into(), bytes: 0, granted: 0 })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         for bytes in bytes.chunks(STEP) {
             let after = self.bytes + bytes.len() as u64;
             memory::check_file_size(after)?;
-            let available = available_bytes();
-            if bytes.len() as u64 > available {
-                return Err(Error::new(codes::OVER_BUDGET, "there is no memory for shared data")
-                    .at("needed", format!("{after} bytes or more"))
-                    .at("available", format!("{available} bytes, by the machine and its memory cgroups"))
-                    .hint("share less: file names or offsets instead of contents; or give the program more memory"));
+            if after > self.granted {
+                let available = available_bytes();
+                if bytes.len() as u64 > available {
+                    return Err(Error::new(codes::OVER_BUDGET, "there is no memory for shared data")
+                        .at("needed", format!("{after} bytes or more"))
+                        .at("available", format!("{available} bytes, by the machine and its memory cgroups"))
+                        .hint("share less: file names or offsets instead of contents; or give the program more memory"));
+                }
+                // Asking takes as long as writing many small pieces.
+                self.granted = after.max(self.bytes + available.min(STEP as u64));
             }
             self.file.write_all(bytes).map_err(|error| {
                 Error::new(codes::NO_SHARED_MEMORY, "shared data could not be written").why(error)
@@ -388,7 +394,7 @@ impl Filling {
     }
 
     fn seal<T: Pod>(self) -> Result<Shared<T>> {
-        let Self { file, bytes } = self;
+        let Self { file, bytes, .. } = self;
         // A mapping has at least one byte.
         file.set_len(bytes.max(1)).map_err(|error| {
             Error::new(codes::NO_SHARED_MEMORY, "shared data could not be cut").why(error)
