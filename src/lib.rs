@@ -18,6 +18,7 @@ pub use leyden_burn::{
 pub use leyden_data as data;
 pub use leyden_data::{Collate, DataLoader, Dataset, Loader};
 pub use leyden_macros::main;
+pub use leyden_process as process;
 pub use leyden_process::{Code, Error, Result, bail, exit};
 pub use leyden_train as train;
 pub use leyden_train::{
@@ -30,7 +31,8 @@ pub use leyden_train::{
 /// What a program that trains needs: `use leyden::prelude::*;`.
 pub mod prelude {
     pub use crate::data::{
-        Array, Collate, DataLoader, Dataset, IdxImages, ImageBatch, SampleCx, Subset, random_split,
+        Array, Collate, DataLoader, Dataset, DatasetExt, IdxImages, ImageBatch, SampleCx, Subset,
+        TensorDataset, Workers, default_collate, random_split,
     };
     pub use crate::metric::{Accuracy, ConfusionMatrix, F1, Mean};
     pub use crate::schedule::{
@@ -80,3 +82,8 @@ pub mod __private {
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// So does that of the guide to loading, and it runs.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/data-loading.md")]
+struct DataLoading;

@@ -5,6 +5,7 @@
 //! with a worker that aborts, or with a loader that is dropped in the middle.
 
 use std::fs;
+use std::time::Duration;
 
 use leyden::data::{Array, DataLoader, Dataset, SampleCx, Workers, default_collate};
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,8 @@ fn round(fault: Fault) -> leyden::Result<String> {
 
 /// Descriptors, threads and children of this process.
 fn resources() -> leyden::Result<[usize; 3]> {
+    // A thread that has said that it is done is still on its way out for a moment.
+    std::thread::sleep(Duration::from_millis(100));
     let children = fs::read_dir("/proc")?
         .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("stat")).ok())
         .filter(|stat| {

@@ -4,6 +4,7 @@ mod cells;
 mod codes;
 mod digits;
 mod failures;
+mod founding;
 mod optimizing;
 mod parity;
 mod peers;

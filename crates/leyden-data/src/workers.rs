@@ -1,15 +1,18 @@
 //! Where batches are made: by the caller, by threads, or by processes.
 
 use std::fmt;
+use std::num::NonZero;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use leyden_process::Result;
 use leyden_process::spawn::Start;
+use leyden_process::{Result, contain};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, SampleCx};
 use crate::loader::{Backend, Limits, Processes, Staff, Threads};
+use crate::say::say;
 
 /// The kinds of workers, for [`DataLoaderBuilder::workers`](crate::DataLoaderBuilder::workers).
 ///
@@ -19,6 +22,7 @@ use crate::loader::{Backend, Limits, Processes, Staff, Threads};
 /// | [`threads`](Self::threads) | a `'static` data set | errors and panics; a stuck thread is given up, not ended |
 /// | [`spawn`](Self::spawn) | data set and batch with serde's traits | crashes, `exit`, kills and hangs too: the worker is replaced, and its batches made again, bit for bit |
 /// | [`zygote`](Self::zygote) | the same | the same |
+/// | [`auto`](Self::auto) | as threads | as threads |
 /// | [`fork`](Self::fork) | a batch with serde's traits, and no other threads | the same, but dead workers are not replaced |
 #[derive(Clone, Copy, Debug)]
 pub struct Workers;
@@ -57,6 +61,14 @@ impl Workers {
     }
 }
 
+impl Workers {
+    /// As many threads as there are cores for this program, or none where a batch is made faster than it is handed over.
+    /// It loads a few samples to measure that, when the loader is built, and says on stderr what it chose and why.
+    pub fn auto() -> AutoWorkers {
+        AutoWorkers
+    }
+}
+
 /// Workers that can make the batches of `D`. Its implementors are made by [`Workers`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot load `{D}`",
@@ -66,6 +78,13 @@ impl Workers {
 pub trait WorkersFor<D: Dataset>: Send + Sync {
     /// How many; 0 where the caller makes batches itself.
     fn count(&self) -> usize;
+
+    /// What they turn out to be for this data set and batches of that many samples, where that is not settled yet.
+    #[doc(hidden)]
+    fn settle(&self, dataset: &D, batch_size: usize) -> Option<Box<dyn WorkersFor<D>>> {
+        let _ = (dataset, batch_size);
+        None
+    }
 
     /// One of them, alone.
     #[doc(hidden)]
@@ -140,6 +159,72 @@ impl<D: Dataset + 'static> WorkersFor<D> for ThreadWorkers {
         Ok(Some(Started(Arc::new(Threads::start(Arc::clone(dataset), self.threads, plan.limits)?))))
     }
 }
+
+/// [`Workers::auto`].
+#[derive(Clone, Copy, Debug)]
+pub struct AutoWorkers;
+
+impl<D: Dataset + 'static> WorkersFor<D> for AutoWorkers {
+    fn count(&self) -> usize {
+        cores()
+    }
+
+    fn one(&self) -> Box<dyn WorkersFor<D>> {
+        Box::new(Workers::threads(1))
+    }
+
+    fn settle(&self, dataset: &D, batch_size: usize) -> Option<Box<dyn WorkersFor<D>>> {
+        let Some(batch) = measure(dataset, batch_size) else {
+            // What failed says so when its batch is made.
+            return Some(Box::new(Workers::inline()));
+        };
+        let cores = cores();
+        if batch < HANDED_OVER || cores == 1 {
+            let why = if cores == 1 { "there is one core" } else { "workers would not gain" };
+            say(&format!("leyden: batches are made by whoever asks: one takes about {batch:.1?}, and {why}"));
+            return Some(Box::new(Workers::inline()));
+        }
+        say(&format!(
+            "leyden: batches are made by {cores} threads, one for each core: one takes about {batch:.1?}"
+        ));
+        Some(Box::new(Workers::threads(cores)))
+    }
+
+    fn start(&self, dataset: &Arc<D>, plan: &CrewPlan) -> Result<Option<Started<D::Batch>>> {
+        Workers::threads(cores()).start(dataset, plan)
+    }
+}
+
+/// About how long a batch of `samples` samples takes; nothing if a sample fails.
+fn measure<D: Dataset>(dataset: &D, samples: usize) -> Option<Duration> {
+    let tried = samples.min(dataset.len()).min(TRIED);
+    let began = Instant::now();
+    let mut loaded = 0;
+    let items: Vec<D::Item> = (0..tried)
+        .map_while(|index| {
+            let soon = began.elapsed() < PATIENCE || index == 0;
+            soon.then(|| contain(|| dataset.get(index, &mut SampleCx::new(0, 0, index))).ok()?.ok()).flatten()
+        })
+        .inspect(|_| loaded += 1)
+        .collect();
+    if items.is_empty() {
+        return None;
+    }
+    contain(|| dataset.collate(items)).ok()?.ok()?;
+    Some(began.elapsed() * u32::try_from(samples).unwrap_or(u32::MAX) / loaded)
+}
+
+/// The cores that this program may use, by affinity and container.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// Samples to measure by, and how long that may take.
+const TRIED: usize = 64;
+const PATIENCE: Duration = Duration::from_millis(50);
+/// Batches that are made faster than this gain nothing from another thread: waking it and giving the batch back cost
+/// some tens of microseconds.
+const HANDED_OVER: Duration = Duration::from_micros(200);
 
 /// [`Workers::spawn`] and [`Workers::zygote`].
 #[derive(Clone, Copy, Debug)]

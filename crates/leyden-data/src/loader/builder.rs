@@ -1,9 +1,10 @@
 //! The settings of a loader, checked when it is built.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use leyden_process::entry::Role;
 use leyden_process::{Error, Result};
 
 use super::timings::Meter;
@@ -12,7 +13,8 @@ use crate::batching::{Batching, Tail};
 use crate::codes::LOADER_ARGUMENT;
 use crate::dataset::Dataset;
 use crate::sampler::{BatchSampler, Sampler};
-use crate::workers::{CrewPlan, Started, Workers, WorkersFor};
+use crate::say::say;
+use crate::workers::{CrewPlan, Started, Workers, WorkersFor, cores};
 
 /// What becomes of a sample that fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -215,10 +217,24 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
         let batching = self.batching();
         batching.validate()?;
         let Self {
-            dataset, seed, bad_sample, workers, prefetch_factor, persistent, limits, batch_bytes, ..
+            dataset,
+            seed,
+            bad_sample,
+            workers,
+            prefetch_factor,
+            persistent,
+            limits,
+            batch_bytes,
+            world_size,
+            ..
         } = self;
         let dataset = Arc::new(dataset);
+        let workers = match within_worker() {
+            true => Box::new(Workers::inline()),
+            false => workers.settle(&dataset, batching.step() / world_size).unwrap_or(workers),
+        };
         let count = workers.count();
+        warn_of_waste(count);
         let plan = CrewPlan {
             limits,
             ahead: count * prefetch_factor.unwrap_or(PREFETCH),
@@ -328,6 +344,26 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
         }
         let tail = if self.drop_last { Tail::Drop } else { self.tail };
         batching.tail(tail).rank(self.rank, self.world_size)
+    }
+}
+
+/// Whether this is a worker process: loaders in there have no workers of their own, or a machine could not hold them. Their
+/// batches are the same.
+fn within_worker() -> bool {
+    leyden_process::entry::role() == Role::Worker
+}
+
+/// Tells once of workers that stand in each other's way.
+fn warn_of_waste(workers: usize) {
+    static TOLD: Once = Once::new();
+    let cores = cores();
+    if workers > cores {
+        TOLD.call_once(|| {
+            say(&format!(
+                "leyden: {workers} workers on {cores} cores: more than one for each gains nothing unless samples wait for a \
+                 disk or network"
+            ));
+        });
     }
 }
 

@@ -1,6 +1,14 @@
 //! Who makes a batch does not show in it.
 
-use leyden_data::DataLoader;
+use std::collections::BTreeSet;
+use std::thread::ThreadId;
+use std::time::Duration;
+
+use leyden_data::{
+    Array, DataLoader, Dataset, IterableDataset, Loader as _, Result, SampleCx, Stream, StreamCx,
+    StreamLoader, Workers, default_collate,
+};
+use serde::{Deserialize, Serialize};
 
 use crate::support::{Kind, Leftovers, Noisy, epoch, hash, noisy};
 
@@ -50,5 +58,120 @@ fn an_epoch_goes_on_at_any_batch_under_another_kind() {
         );
     }
     drop(kinds);
+    leftovers.assert_none();
+}
+
+/// Each batch names the thread that made it; a sample takes as long as it is told to.
+struct Where(Duration);
+
+impl Dataset for Where {
+    type Item = ();
+    type Batch = ThreadId;
+
+    fn len(&self) -> usize {
+        32
+    }
+
+    fn get(&self, _: usize, _: &mut SampleCx) -> Result<()> {
+        std::thread::sleep(self.0);
+        Ok(())
+    }
+
+    fn collate(&self, _: Vec<()>) -> Result<ThreadId> {
+        Ok(std::thread::current().id())
+    }
+}
+
+#[test]
+fn auto_starts_threads_where_samples_are_slow_and_there_is_more_than_one_core() {
+    let makers = |each: Duration| -> BTreeSet<String> {
+        let loader = DataLoader::builder(Where(each)).batch_size(4).workers(Workers::auto()).build().unwrap();
+        loader.epoch(0).map(|batch| format!("{:?}", batch.unwrap().data)).collect()
+    };
+    let here = format!("{:?}", std::thread::current().id());
+    assert_eq!(makers(Duration::ZERO), BTreeSet::from([here.clone()]));
+    if std::thread::available_parallelism().unwrap().get() > 1 {
+        assert!(!makers(Duration::from_millis(2)).contains(&here));
+    }
+}
+
+#[test]
+fn a_loader_inside_a_worker_process_works_by_itself_and_gives_the_same_bits() {
+    /// A sample is the hash of an epoch of another loader, which asks for workers.
+    #[derive(Serialize, Deserialize)]
+    struct Nested;
+
+    impl Dataset for Nested {
+        type Item = u64;
+        type Batch = Array<u64>;
+
+        fn len(&self) -> usize {
+            2
+        }
+
+        fn get(&self, index: usize, _: &mut SampleCx) -> Result<u64> {
+            let kind = [Kind::Spawn(2), Kind::Threads(2)][index];
+            Ok(hash(epoch(&noisy(kind), 0).iter()))
+        }
+
+        fn collate(&self, items: Vec<u64>) -> Result<Array<u64>> {
+            default_collate(items)
+        }
+    }
+
+    let leftovers = Leftovers::before();
+    let expected = hash(epoch(&noisy(Kind::Inline), 0).iter());
+    let loader = DataLoader::builder(Nested).batch_size(2).workers(Workers::spawn(1)).build().unwrap();
+    let batch = loader.epoch(0).next().unwrap().unwrap();
+    assert_eq!(batch.data[..], [expected; 2]);
+    drop((loader, batch));
+    leftovers.assert_none();
+}
+
+#[test]
+fn streams_are_the_same_for_all_kinds_and_go_on_at_any_batch() {
+    /// Shards of uneven length.
+    #[derive(Serialize, Deserialize)]
+    struct Shards;
+
+    impl IterableDataset for Shards {
+        type Item = (i64, f32);
+        type Batch = (Array<i64>, Array<f32>);
+
+        fn shards(&self) -> usize {
+            5
+        }
+
+        fn shard_len(&self, shard: usize) -> Option<usize> {
+            Some(3 * shard + 2)
+        }
+
+        fn stream(&self, shard: usize, cx: StreamCx) -> Result<Stream<'_, Self::Item>> {
+            let sample = move |n: usize| Ok(((100 * shard + n) as i64, cx.rng(n as u64).uniform() as f32));
+            Ok(Box::new((0..3 * shard + 2).map(sample)))
+        }
+
+        fn collate(&self, items: Vec<Self::Item>) -> Result<Self::Batch> {
+            default_collate(items)
+        }
+    }
+
+    let leftovers = Leftovers::before();
+    let builder = || {
+        StreamLoader::builder(Shards).batch_size(3).lanes(3).shuffle_shards(true).each(|part| part.seed(5))
+    };
+    let whole: Vec<_> = builder().build().unwrap().epoch(2, 0).map(Result::unwrap).collect();
+    let loaders = [
+        builder().workers(Workers::threads(2)),
+        builder().workers(Workers::spawn(2)),
+        builder().workers(Workers::zygote(3)),
+    ];
+    for builder in loaders {
+        let loader = builder.build().unwrap();
+        for from in [0, 1, whole.len() / 2, whole.len()] {
+            let rest: Vec<_> = loader.epoch(2, from).map(Result::unwrap).collect();
+            assert_eq!(rest, whole[from..], "{loader:?} from {from}");
+        }
+    }
     leftovers.assert_none();
 }

@@ -43,7 +43,7 @@ impl Kind {
 
     /// The kind with this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        let known = [1, 2].map(|n| [Self::Threads(n), Self::Spawn(n)]).concat();
+        let known = [1, 2].map(|n| [Self::Threads(n), Self::Spawn(n), Self::Zygote(n)]).concat();
         [Self::Inline].into_iter().chain(known).find(|kind| kind.name() == name)
     }
 
