@@ -265,13 +265,12 @@ impl Dataset for Noise {
     }
 
     fn collate(&self, items: Vec<usize>) -> Result<ImageBatch> {
-        let mut pixels = Vec::with_capacity(items.len() * 784);
-        for item in &items {
+        let rows = items.iter().map(|item| {
             let first = (item % NOISE_IMAGES) * 784;
-            pixels.extend_from_slice(&self.pixels[first..first + 784]);
-        }
-        let labels = items.iter().map(|&item| (item % 10) as i64).collect();
-        Ok(ImageBatch { pixels, shape: [items.len(), 28, 28], labels })
+            &self.pixels[first..first + 784]
+        });
+        let images = Array::stack(&[28, 28], rows)?;
+        Ok(ImageBatch { images, labels: items.iter().map(|&item| (item % 10) as i64).collect() })
     }
 }
 
