@@ -40,9 +40,7 @@ pub(crate) fn serve(cell: &str) -> Result<()> {
                 Ok(DataLoader::builder(shared).batch_size(64).workers(Workers::spawn(8)))
             })
         }
-        "resume-1e9" => {
-            side::serve(|command| if command == "verify" { Ok(json!({})) } else { resume() })
-        }
+        "resume-1e9" => side::serve(|command| if command == "verify" { Ok(json!({})) } else { resume() }),
         "death-p99" => deaths(),
         _ => Err(Error::msg(format!("no cell `{cell}`"))),
     }

@@ -249,7 +249,19 @@ fn clean_up_inheritance() -> Control {
         unsafe { libc::close(0) };
     }
     close_from(PLACE + 1);
+    fill_standard();
     Control::new(control)
+}
+
+/// Opens `/dev/null` where stdout or stderr is closed, as the standard library does before `main`: else the next file
+/// that is opened would be printed to, and shared memory is a file.
+fn fill_standard() {
+    while let Ok(null) = fs::File::options().read(true).write(true).open("/dev/null") {
+        if null.as_raw_fd() > 2 {
+            return;
+        }
+        let _ = null.into_raw_fd();
+    }
 }
 
 /// Closes all descriptors from `first` on.

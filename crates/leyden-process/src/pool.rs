@@ -179,7 +179,9 @@ impl Pool {
             let _ = report.send(());
         })
         .map_err(|error| {
-            Error::new(POOL_START, "the thread that supervises workers cannot be started").because(&error)
+            Error::new(POOL_START, "the thread that supervises workers cannot be started")
+                .because(&error)
+                .hint("use fewer workers, or raise the limit on threads (`ulimit -u`)")
         })?;
         Ok(Self { shared, ended: Mutex::new(ended) })
     }
@@ -399,6 +401,8 @@ struct Member {
     killed: Option<Lived>,
     /// It was killed and does not die: it is waited for no longer.
     lost: bool,
+    /// The kernel has killed it, or another process, to free memory.
+    starved: bool,
     /// Its tasks that were seen to.
     rescued: BTreeSet<u64>,
     /// Whether its death was counted.
@@ -467,7 +471,14 @@ impl Crew {
         let assignment =
             Assignment { worker, workers: options.workers, number, threads: options.threads_each.max(1) };
         let message = postcard::to_allocvec(&assignment).map_err(Error::from)?;
-        let hired = self.job.spawn(&spawn).and_then(|child| child.send(&message).map(|()| child));
+        let hired = self.job.spawn(&spawn).and_then(|mut child| match child.send(&message) {
+            Ok(()) => Ok(child),
+            // It may have said why it left.
+            Err(error) => {
+                let ended = child.ended(DROP).map_or(Ok(()), |ended| ended.into_result(&spawn.name));
+                Err(ended.err().unwrap_or(error))
+            }
+        });
         match hired {
             Ok(child) => {
                 self.working.push(Member {
@@ -480,6 +491,7 @@ impl Crew {
                     stuck: None,
                     killed: None,
                     lost: false,
+                    starved: false,
                     rescued: BTreeSet::new(),
                     counted: false,
                 });
@@ -536,7 +548,11 @@ impl Crew {
             if !member.ready {
                 self.count_failure();
             }
-            self.shared.rescue(&mut member);
+            // As long as its memory is not free, the kernel kills whoever takes some, and that may be the program itself.
+            member.starved = member.child.memory_ran_out();
+            if !member.starved {
+                self.shared.rescue(&mut member);
+            }
             self.dying.push(member);
         }
         // Frozen, or in a wait in the kernel that nothing ends: its memory stays its own, its tasks do not.
@@ -583,6 +599,9 @@ impl Crew {
     /// Starts workers where some are missing, unless they keep failing.
     fn staff(&mut self) {
         let wanted = self.shared.options.workers;
+        if self.dying.iter().any(|member| member.starved && !member.lost) {
+            return;
+        }
         let present: BTreeSet<usize> = self.working.iter().map(|member| member.worker).collect();
         for worker in (0..wanted).filter(|worker| !present.contains(worker)) {
             if self.futile >= FUTILE || self.spare.is_empty() || Instant::now() < self.not_before {
@@ -830,6 +849,7 @@ fn serve<W: Work>(work: &W, mut parent: Parent) -> Result<()> {
     let Received::Message(message) = parent.recv(ASSIGNED)? else { return Ok(()) };
     let Assignment { worker, workers, number, threads } = postcard::from_bytes(&message)?;
     let Some(fd) = parent.fds().pop() else { return Ok(()) };
+    offer_to_the_memory_killer();
     let slots = SlotsWorker::open(fd, number)?;
     slots.hold_tombstone()?;
     work.start(worker, workers)?;
@@ -843,6 +863,17 @@ fn serve<W: Work>(work: &W, mut parent: Parent) -> Result<()> {
         do_tasks(work, &slots);
     });
     Ok(())
+}
+
+/// Where memory runs out, the kernel is to kill a worker, which can be replaced, and not the program.
+fn offer_to_the_memory_killer() {
+    /// Of 1000: worth as much as half of all memory.
+    const SCORE: i32 = 500;
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let present = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if present.is_some_and(|present| present < SCORE) {
+        let _ = std::fs::write(FILE, SCORE.to_string());
+    }
 }
 
 fn do_tasks<W: Work>(work: &W, slots: &SlotsWorker) {

@@ -47,6 +47,15 @@ impl Kind {
         [Self::Inline].into_iter().chain(known).find(|kind| kind.name() == name)
     }
 
+    /// How many processes it starts: workers, and who makes them.
+    pub(crate) fn processes(self) -> usize {
+        match self {
+            Self::Inline | Self::Threads(_) => 0,
+            Self::Spawn(n) | Self::SpawnThreads(n, _) => n,
+            Self::Zygote(n) => n + 1,
+        }
+    }
+
     /// This kind with one worker.
     pub(crate) fn alone(self) -> Self {
         match self {
