@@ -6,6 +6,11 @@
 //! that died is replaced by one that reads its lanes again up to where it was. For the same reason, going on inside an
 //! epoch reads what was before: a stream cannot be entered in the middle.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "ouroboros takes its values apart by `forget`; nothing is leaked"
+)]
+
 use std::fmt;
 use std::iter::FusedIterator;
 use std::ops::Range;

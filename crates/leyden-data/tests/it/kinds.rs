@@ -61,6 +61,14 @@ fn an_epoch_goes_on_at_any_batch_under_another_kind() {
     leftovers.assert_none();
 }
 
+#[test]
+fn programs_are_told_the_kind_by_its_name() {
+    for kind in Kind::EACH {
+        assert_eq!(Kind::named(&kind.name()), Some(kind));
+    }
+    assert_eq!(Kind::named("Threads"), None);
+}
+
 /// Each batch names the thread that made it; a sample takes as long as it is told to.
 struct Where(Duration);
 

@@ -148,10 +148,6 @@ impl Ending {
         assert_eq!(self.code, Some(0), "{self:?}");
         self.lines
     }
-
-    pub(crate) fn text(&self) -> String {
-        self.lines.join("\n")
-    }
 }
 
 /// Reads lines until the end; half a line at the end, too.
