@@ -3,12 +3,13 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use leyden_data::DataLoader;
 use leyden_process::supervise::evidence;
 
 use crate::support::leftovers::{is_alive, settle, stat};
 use crate::support::program::{Program, rows, words};
 use crate::support::trouble::signal;
-use crate::support::{Act, Kind, Leftovers, Trouble, calm_hash, measured, troubled};
+use crate::support::{Act, Kind, Leftovers, Noisy, Trouble, calm_hash, measured, troubled};
 
 /// What an end may take on a machine that is busy with many tests. The measured times are printed.
 const SOON: Duration = Duration::from_secs(5);
@@ -202,6 +203,29 @@ fn main_runs_once_and_workers_and_their_programs_inherit_nothing() {
         assert_eq!(ending.stderr, "", "{kind:?}");
         assert_eq!(ending.lines(), ["main".to_owned(), hash_of_the_programs()], "{kind:?}");
     }
+}
+
+#[test]
+fn forked_workers_make_the_same_bits_in_a_program_without_threads() {
+    for workers in [1, 2] {
+        let folder = tempfile::tempdir().unwrap();
+        let ending = Program::rows("epoch", Kind::Fork(workers), folder.path(), &[]).ended();
+        assert_eq!(ending.stderr, "");
+        assert_eq!(ending.lines(), ["main".to_owned(), hash_of_the_programs()]);
+    }
+}
+
+// Row 27.
+#[test]
+fn a_fork_beside_other_threads_is_refused_with_their_names() {
+    let leftovers = Leftovers::before();
+    let builder = DataLoader::builder(Noisy { samples: 8, width: 2 });
+    let error = Kind::Fork(2).of(builder).build().map(drop).unwrap_err();
+    assert_eq!(error.code().id, "P0114");
+    // The test harness has a main thread beside this one, which bears the program's name.
+    let text = format!("{error:?}");
+    assert!(text.contains("it-"), "{text}");
+    leftovers.assert_none();
 }
 
 // Row 43.
