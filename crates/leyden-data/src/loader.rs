@@ -244,15 +244,7 @@ impl<D: Dataset> DataLoader<D> {
     }
 
     fn check_start(&self, epoch: u64, batch: usize) -> Result<()> {
-        let batches = self.batching.batches();
-        if batch <= batches {
-            return Ok(());
-        }
-        Err(Error::new(STATE_MISMATCH, "an epoch cannot go on after its end")
-            .at("epoch", epoch)
-            .at("asked for", format_args!("batch {batch}"))
-            .at("available", format_args!("{batches} batches"))
-            .hint("the state was saved with more data, a smaller batch size or without `drop_last`"))
+        after_the_end(self.batching.batches(), epoch, batch).map_or(Ok(()), Err)
     }
 
     fn epoch_from(&self, epoch: u64, from: usize) -> Epoch<'_, D> {
@@ -318,6 +310,17 @@ impl<D: Dataset> Clone for DataLoader<D> {
     }
 }
 
+/// The error of going on at batch `from` of an epoch of `batches` batches, if it is after the end: never an empty epoch.
+pub(crate) fn after_the_end(batches: usize, epoch: u64, from: usize) -> Option<Error> {
+    (from > batches).then(|| {
+        Error::new(STATE_MISMATCH, "an epoch cannot go on after its end")
+            .at("epoch", epoch)
+            .at("asked for", format_args!("batch {from}"))
+            .at("available", format_args!("{batches} batches"))
+            .hint("the state was saved with more data, a smaller batch size or without `drop_last`")
+    })
+}
+
 /// The settings; the data set need not be printable.
 impl<D: Dataset> fmt::Debug for DataLoader<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -330,7 +333,7 @@ impl<D: Dataset> fmt::Debug for DataLoader<D> {
 }
 
 /// The batches of one epoch; see [`DataLoader::epoch`]. After an error it goes on with the next batch. Several may live
-/// at once; each asks for its own batches ahead.
+/// at once, each asking for its own batches ahead; with worker processes up to four.
 #[must_use = "an epoch gives nothing until it is iterated"]
 pub struct Epoch<'a, D: Dataset> {
     loader: &'a DataLoader<D>,

@@ -49,6 +49,12 @@ pub(crate) fn writing<T>(writer: &Writer, work: impl FnOnce() -> T) -> T {
     work()
 }
 
+/// Runs `work` with new arrays on the heap, also while this thread is writing to a slot.
+pub(crate) fn aside<T>(work: impl FnOnce() -> T) -> T {
+    let _restore = Restore(&WRITER, WRITER.take());
+    work()
+}
+
 /// Runs `work` with the parts of a reply to be found by number.
 pub(crate) fn reading<T>(loan: Loan, copied: bool, work: impl FnOnce() -> T) -> T {
     let _restore = Restore(&READER, READER.replace(Some(Reader { loan, copied })));

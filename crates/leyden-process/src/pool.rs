@@ -544,6 +544,8 @@ impl Crew {
             })
             .collect();
         for mut member in dead {
+            // It may still be held by a wait in the kernel that nothing ends: then it counts as lost after a while.
+            member.killed.get_or_insert_default();
             member.look();
             if !member.ready {
                 self.count_failure();
@@ -556,9 +558,15 @@ impl Crew {
             self.dying.push(member);
         }
         // Frozen, or in a wait in the kernel that nothing ends: its memory stays its own, its tasks do not.
-        let undead = |member: &mut Member| member.killed.as_mut().is_some_and(|clock| clock.tick() >= UNDEAD);
-        let undead: Vec<Member> = self.working.extract_if(.., undead).collect();
-        for mut member in undead {
+        let undead = |limit: Duration| {
+            move |member: &mut Member| {
+                !member.lost && member.killed.as_mut().is_some_and(|clock| clock.tick() >= limit)
+            }
+        };
+        let mut late: Vec<Member> = self.working.extract_if(.., undead(UNDEAD)).collect();
+        // Freeing its memory takes the kernel a while: 80 ms a gigabyte.
+        late.extend(self.dying.extract_if(.., undead(10 * UNDEAD)));
+        for mut member in late {
             member.lost = true;
             let seen = look_at(member.child.pid());
             say(&format!(

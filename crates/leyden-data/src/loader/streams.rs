@@ -21,7 +21,7 @@ use ouroboros::self_referencing;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::builder::DataLoaderBuilder;
-use super::{Batch, DataLoader, Epoch, Loader, Timings};
+use super::{Batch, DataLoader, Epoch, Loader, Timings, after_the_end};
 use crate::codes::{LOADER_ARGUMENT, NO_BATCHES, STREAM_LENGTH, STREAM_PANICKED};
 use crate::dataset::{Dataset, SampleCx};
 use crate::iterable::{IterableDataset, Stream, StreamCx};
@@ -136,7 +136,9 @@ impl<D: IterableDataset + 'static> StreamLoaderBuilder<D> {
         self.workers(Workers::threads(threads))
     }
 
-    /// Who reads the streams (default [`Workers::inline`]).
+    /// Who reads the streams (default [`Workers::inline`]). Each worker reads lanes of its own, so more workers than lanes
+    /// are not started, `threads_each` counts as so many workers, and `auto` is a thread for each core. Errors name the
+    /// lane.
     pub fn workers(mut self, workers: impl WorkersFor<Lanes<D>> + 'static) -> Self {
         self.workers = Box::new(workers);
         self
@@ -284,6 +286,9 @@ impl<D: IterableDataset + 'static> Loader<D::Batch> for StreamLoader<D> {
 
     /// Going on inside an epoch reads the streams from their beginning.
     fn epoch(&self, epoch: u64, from: usize) -> Box<dyn Iterator<Item = Result<Batch<D::Batch>>> + '_> {
+        if let Some(error) = after_the_end(self.len(), epoch, from) {
+            return Box::new(std::iter::once(Err(error)));
+        }
         let mut done = vec![0; self.parts.len()];
         for batch in 0..from.min(self.len()) {
             done[locate(&self.counts, batch).0 % self.parts.len()] += 1;
@@ -472,9 +477,9 @@ fn contained<T>(shard: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
         .map_err(|error| error.at("shard", shard))
 }
 
-/// A sample of lanes is a batch and the number of samples in it.
+/// A sample of lanes is what a batch is made of; a batch of lanes is that batch, with the number of samples in it.
 impl<D: IterableDataset + 'static> Dataset for Lanes<D> {
-    type Item = (D::Batch, usize);
+    type Item = Vec<D::Item>;
     type Batch = (D::Batch, usize);
 
     fn len(&self) -> usize {
@@ -490,7 +495,8 @@ impl<D: IterableDataset + 'static> Dataset for Lanes<D> {
             slot.take().filter(|at| (at.seed, at.epoch) == (cx.seed(), cx.epoch()) && at.next <= batch);
         let mut reading = going_on.unwrap_or_else(|| self.begin(lane, cx.seed(), cx.epoch()));
         while reading.next < batch {
-            self.gather(&mut reading)?;
+            // What is wrong with an earlier batch was, or will be, told in its own place.
+            let _ = self.gather(&mut reading);
             reading.next += 1;
         }
         let items = self.gather(&mut reading);
@@ -506,12 +512,13 @@ impl<D: IterableDataset + 'static> Dataset for Lanes<D> {
                     "`.batches_per_epoch(n)` is too high, or `shard_len` does not count what `stream` gives",
                 ));
         }
-        let samples = items.len();
-        Ok((self.dataset.collate(items)?, samples))
+        Ok(items)
     }
 
     fn collate(&self, mut items: Vec<Self::Item>) -> Result<Self::Batch> {
-        items.pop().ok_or_else(|| Error::new(STREAM_LENGTH, "a batch of streams is empty"))
+        let items = items.pop().ok_or_else(|| Error::new(STREAM_LENGTH, "a batch of streams is empty"))?;
+        let samples = items.len();
+        Ok((self.dataset.collate(items)?, samples))
     }
 }
 
