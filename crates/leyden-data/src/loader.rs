@@ -478,6 +478,7 @@ impl<D: Dataset> Drop for Epoch<'_, D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batching::Indices;
     use crate::codes::*;
     use crate::dataset::SampleCx;
     use crate::testing::assert_resumable;
@@ -772,6 +773,19 @@ mod tests {
 
         assert_eq!(located(&errors[3]), ["9", "9", "4", "8"]);
         assert_eq!(errors[3].reasons(), ["index out of bounds: the len is 9 but the index is 9"]);
+    }
+
+    #[test]
+    fn repeats_stay_repeats_where_a_sample_before_them_is_left_out() {
+        let indices = Indices { indices: vec![4, 5, 6, 0], padding: 1, positions: 4..8 };
+        let task = Task { seed: 0, epoch: 0, batch: 1, indices, skip_bad: true, left_out: Vec::new() };
+        let loaded = load(&Faulty, &task, &()).unwrap();
+        assert_eq!((loaded.data, loaded.samples, loaded.padding), (vec![4, 6, 0], 2, 1));
+        assert_eq!(loaded.skipped, [5]);
+        // Nothing but a repeat is left.
+        let indices = Indices { indices: vec![5, 0], padding: 1, positions: 4..6 };
+        let error = load(&Faulty, &Task { indices, ..task }, &()).unwrap_err();
+        assert_eq!(error.code(), NOTHING_LEFT);
     }
 
     #[test]

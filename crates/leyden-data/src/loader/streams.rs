@@ -678,6 +678,28 @@ mod tests {
     }
 
     #[test]
+    fn a_torn_sample_loses_its_batch_alone_also_where_the_epoch_goes_on_behind_it() {
+        let torn = || Shards { torn: Some(1), ..Shards::of([8]) };
+        let loader = StreamLoader::builder(torn()).batch_size(2).build().unwrap();
+        let firsts = |from| -> Vec<Option<i64>> {
+            loader.epoch(0, from).map(|batch| batch.ok().map(|batch| batch.data.0[0])).collect()
+        };
+        let whole = firsts(0);
+        assert_eq!(whole.iter().filter(|batch| batch.is_none()).count(), 1, "{whole:?}");
+        assert_eq!(whole[0], None);
+        for from in 1..=whole.len() {
+            assert_eq!(firsts(from), whole[from..], "from {from}");
+        }
+    }
+
+    #[test]
+    fn going_on_after_the_end_is_an_error_not_an_empty_epoch() {
+        let loader = StreamLoader::builder(Shards::of([4])).batch_size(2).build().unwrap();
+        assert_eq!(loader.epoch(0, 2).count(), 0);
+        assert!(loader.epoch(0, 3).next().unwrap().is_err());
+    }
+
+    #[test]
     fn impossible_settings_are_refused() {
         let builder = || StreamLoader::builder(Shards::of([4, 4]));
         for wrong in [builder().batch_size(0), builder().lanes(0), builder().rank(2, 2), builder().rank(0, 3)]
