@@ -31,6 +31,7 @@ impl Dataset for Numbers {
         64
     }
 
+    #[expect(clippy::disallowed_methods, reason = "a worker that aborts is one of the faults")]
     fn get(&self, index: usize, _: &mut SampleCx) -> leyden::Result<i64> {
         match self.0 {
             Fault::Error if index == 32 => leyden::bail!("sample 32 is torn"),
