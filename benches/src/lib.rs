@@ -1,10 +1,11 @@
-//! Speed as ratios: each row runs both sides in one process, alternately, and prints the median.
+//! Speed as ratios: each row runs both sides alternately, and prints the median.
 //!
 //! Nothing here is asserted; the goals are printed beside the figures. Rows that need another allocator, or the
-//! default one, run in a child process of their own.
+//! default one, run in a child process of their own; where a peer is another program, so does each side.
 
 #![forbid(unsafe_code)]
 
+mod loader;
 mod trainer;
 
 use std::process::{Command, ExitCode};
@@ -25,18 +26,24 @@ enum Action {
     /// Runs all rows of a group
     Run {
         /// The group
-        #[arg(value_parser = ["trainer"])]
+        #[arg(value_parser = ["trainer", "loader"])]
         group: String,
+        /// Of `loader`, only the rows with this in their names
+        #[arg(long, default_value = "")]
+        only: String,
         /// Prints one JSON object a row
         #[arg(long)]
         json: bool,
-        /// Runs the peers too: needs python3 (or LEYDEN_PYTHON) with torch and lightning
+        /// Runs the peers too: needs python3 (or LEYDEN_PYTHON) with torch, and lightning or pillow and torchvision
         #[arg(long)]
         peer: bool,
     },
     /// Measures one pair in this process and prints its figures: what `run` starts in child processes
     #[command(hide = true)]
     Measure { what: String },
+    /// Is Leyden's side of a row of `loader`: makes a pass for each line on stdin
+    #[command(hide = true)]
+    Serve { cell: String },
 }
 
 /// One row.
@@ -49,38 +56,55 @@ pub(crate) struct Row {
     pub(crate) unit: &'static str,
     pub(crate) ratio: Option<f64>,
     pub(crate) goal: &'static str,
-    pub(crate) compared: &'static str,
+    pub(crate) compared: String,
+    /// What else was measured.
+    pub(crate) notes: Vec<String>,
 }
 
-/// Median, smallest and largest of the rounds.
+/// Median, smallest, largest and 99th percentile of the rounds.
 #[derive(Clone, Copy)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
     pub(crate) min: f64,
     pub(crate) max: f64,
+    pub(crate) p99: f64,
 }
 
 impl Spread {
     pub(crate) fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
-        Self { median: values[values.len() / 2], min: values[0], max: values[values.len() - 1] }
+        let Some(last) = values.len().checked_sub(1) else {
+            return Self { median: f64::NAN, min: f64::NAN, max: f64::NAN, p99: f64::NAN };
+        };
+        let p99 = values[(0.99 * last as f64).round() as usize];
+        Self { median: values[values.len() / 2], min: values[0], max: values[last], p99 }
     }
 
     fn json(self) -> Value {
-        json!({ "median": self.median, "min": self.min, "max": self.max })
+        json!({ "median": self.median, "min": self.min, "max": self.max, "p99": self.p99 })
     }
 
     fn from_json(value: &Value) -> Option<Self> {
         let number = |name: &str| value[name].as_f64();
-        Some(Self { median: number("median")?, min: number("min")?, max: number("max")? })
+        Some(Self {
+            median: number("median")?,
+            min: number("min")?,
+            max: number("max")?,
+            p99: number("p99")?,
+        })
     }
 }
 
 /// The program.
 pub fn main() -> ExitCode {
     let result = match Args::parse().command {
-        Action::Run { group: _, json, peer } => trainer::rows(peer).map(|rows| print(&rows, json)),
+        Action::Run { group, only, json, peer } if group == "loader" => loader::plans()
+            .iter()
+            .filter(|plan| plan.row().contains(&only))
+            .try_for_each(|plan| plan.measure(peer).map(|row| print(&[row], json))),
+        Action::Run { json, peer, .. } => trainer::rows(peer).map(|rows| print(&rows, json)),
         Action::Measure { what } => measure(&what),
+        Action::Serve { cell } => loader::serve(&cell),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -127,6 +151,7 @@ fn print(rows: &[Row], json: bool) {
                     "goal": row.goal, "compared": row.compared,
                     "spread": [row.ours.min, row.ours.max],
                     "peer_spread": row.peer.map(|peer| [peer.min, peer.max]),
+                    "notes": row.notes,
                 })
             );
         } else {
@@ -136,6 +161,7 @@ fn print(rows: &[Row], json: bool) {
                 "{:<26} ours {:>9.3} [{:.3} to {:.3}]  {} {peer} {}  ratio {ratio}  goal {}",
                 row.row, row.ours.median, row.ours.min, row.ours.max, row.compared, row.unit, row.goal
             );
+            row.notes.iter().for_each(|note| println!("{:<26} {note}", ""));
         }
     }
 }

@@ -30,7 +30,8 @@ pub(crate) fn rows(peer: bool) -> Result<Vec<Row>> {
             None => (reference, "the raw loop's step"),
         };
         let ratio = lightning.map(|overhead| overhead.median / ours.median);
-        rows.push(Row { row, ours, peer: Some(peer), unit: "us", ratio, goal, compared });
+        let compared = compared.to_owned();
+        rows.push(Row { row, ours, peer: Some(peer), unit: "us", ratio, goal, compared, notes: Vec::new() });
     }
     for (row, mimalloc, environment) in [
         ("trainer/mlp-step-glibc", false, &[("LEYDEN_MALLOC", "system")][..]),
@@ -39,14 +40,23 @@ pub(crate) fn rows(peer: bool) -> Result<Vec<Row>> {
     ] {
         let (ours, raw) = in_child("mlp", mimalloc, environment)?;
         let ratio = Some(ours.median / raw.median);
-        let goal = "<= 1.02x raw Burn";
-        rows.push(Row { row, ours, peer: Some(raw), unit: "us", ratio, goal, compared: "raw Burn" });
+        let (goal, compared) = ("<= 1.02x raw Burn", "raw Burn".to_owned());
+        rows.push(Row { row, ours, peer: Some(raw), unit: "us", ratio, goal, compared, notes: Vec::new() });
     }
     if peer && let Some(theirs) = lightning_step("mlp") {
         let (ours, _) = in_child("mlp", true, &[])?;
         let ratio = Some(theirs.median / ours.median);
-        let (row, goal) = ("trainer/mlp-fit", ">= 2.5x Lightning");
-        rows.push(Row { row, ours, peer: Some(theirs), unit: "us", ratio, goal, compared: "Lightning" });
+        let (row, goal, compared) = ("trainer/mlp-fit", ">= 2.5x Lightning", "Lightning".to_owned());
+        rows.push(Row {
+            row,
+            ours,
+            peer: Some(theirs),
+            unit: "us",
+            ratio,
+            goal,
+            compared,
+            notes: Vec::new(),
+        });
     }
     Ok(rows)
 }
@@ -255,13 +265,12 @@ impl Dataset for Noise {
     }
 
     fn collate(&self, items: Vec<usize>) -> Result<ImageBatch> {
-        let mut pixels = Vec::with_capacity(items.len() * 784);
-        for item in &items {
+        let rows = items.iter().map(|item| {
             let first = (item % NOISE_IMAGES) * 784;
-            pixels.extend_from_slice(&self.pixels[first..first + 784]);
-        }
-        let labels = items.iter().map(|&item| (item % 10) as i64).collect();
-        Ok(ImageBatch { pixels, shape: [items.len(), 28, 28], labels })
+            &self.pixels[first..first + 784]
+        });
+        let images = Array::stack(&[28, 28], rows)?;
+        Ok(ImageBatch { images, labels: items.iter().map(|&item| (item % 10) as i64).collect() })
     }
 }
 

@@ -5,6 +5,7 @@
 //! with a worker that aborts, or with a loader that is dropped in the middle.
 
 use std::fs;
+use std::time::Duration;
 
 use leyden::data::{Array, DataLoader, Dataset, SampleCx, Workers, default_collate};
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,7 @@ impl Dataset for Numbers {
         64
     }
 
+    #[expect(clippy::disallowed_methods, reason = "a worker that aborts is one of the faults")]
     fn get(&self, index: usize, _: &mut SampleCx) -> leyden::Result<i64> {
         match self.0 {
             Fault::Error if index == 32 => leyden::bail!("sample 32 is torn"),
@@ -60,6 +62,8 @@ fn round(fault: Fault) -> leyden::Result<String> {
 
 /// Descriptors, threads and children of this process.
 fn resources() -> leyden::Result<[usize; 3]> {
+    // A thread that has said that it is done is still on its way out for a moment.
+    std::thread::sleep(Duration::from_millis(100));
     let children = fs::read_dir("/proc")?
         .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("stat")).ok())
         .filter(|stat| {

@@ -54,8 +54,8 @@ impl<T: Element> Array<T> {
     /// An array of zeros.
     ///
     /// # Errors
-    /// `L0501` if the shape has more elements than memory can address; in a worker process `P0203` if the batch does
-    /// not fit into shared memory.
+    /// `L0501` if the shape has more elements than memory can address; in a worker process `P0204` or `P0205` if the
+    /// batch does not fit into shared memory.
     pub fn zeros(shape: &[usize]) -> Result<Self> {
         let len = elements(shape)?;
         let data = match place::claim(len * size_of::<T>())? {

@@ -54,6 +54,8 @@ pub const BUSY: Code = Code::new("L0906", exit::TRAINING_FAILED);
 pub const BATCH_UNREADABLE: Code = Code::new("L0907", exit::TRAINING_FAILED);
 /// A batch cannot be handed over by a worker process.
 pub const BATCH_UNWRITABLE: Code = Code::new("L0908", exit::TRAINING_FAILED);
+/// A worker process cannot read what it is to load.
+pub const TASK_UNREADABLE: Code = Code::new("L0909", exit::TRAINING_FAILED);
 /// A loader ended before its length.
 pub const LOADER_ENDED: Code = Code::new("L0931", exit::TRAINING_FAILED);
 /// A stream is longer or shorter than it was said to be.
@@ -152,6 +154,7 @@ mod tests {
             STREAM_PANICKED,
             BATCH_UNREADABLE,
             BATCH_UNWRITABLE,
+            TASK_UNREADABLE,
             ARRAY_SHAPE,
             RAGGED,
             SAMPLER_ARGUMENT,

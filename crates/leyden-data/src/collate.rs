@@ -135,7 +135,9 @@ macro_rules! numbers {
                 type Batch = Array<$number>;
 
                 fn collate(items: Vec<Self>) -> Result<Array<$number>> {
-                    Array::from_vec(&[items.len()], items)
+                    let mut batch = Array::zeros(&[items.len()])?;
+                    batch.copy_from_slice(&items);
+                    Ok(batch)
                 }
             }
         )*

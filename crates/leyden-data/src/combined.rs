@@ -5,7 +5,7 @@ use std::fmt;
 use leyden_process::{Error, Result};
 
 use crate::codes::{LOADER_ARGUMENT, LOADER_ENDED};
-use crate::loader::{Batch, Loader};
+use crate::loader::{Batch, Loader, after_the_end};
 
 /// How far a [`CombinedLoader`] goes, and what becomes of loaders that are shorter (Lightning: `CombinedLoader`'s `mode`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,6 +96,9 @@ impl<B: 'static> Loader<Parts<B>> for CombinedLoader<B> {
         if self.loaders.is_empty() {
             let error = Error::new(LOADER_ARGUMENT, "a combined loader has no loaders");
             return Box::new(std::iter::once(Err(error.hint("add them with `.and(loader)`"))));
+        }
+        if let Some(error) = after_the_end(self.len(), epoch, from) {
+            return Box::new(std::iter::once(Err(error)));
         }
         let parts = self.loaders.iter().map(|_| Part { at: None, batches: None }).collect();
         Box::new(Together { combined: self, epoch, batches: from..self.len(), parts })

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codes::STATE_MISMATCH;
 
-/// The place before a batch, with what it depends on: a few numbers and a line, less than 200 bytes as JSON. Neither the
+/// The place before a batch, with what it depends on: a few numbers and a line, about 200 bytes as JSON with the built-in orders. Neither the
 /// number nor the kind of workers is part of it, nor, with `global_batch_size`, the number of ranks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {

@@ -244,15 +244,7 @@ impl<D: Dataset> DataLoader<D> {
     }
 
     fn check_start(&self, epoch: u64, batch: usize) -> Result<()> {
-        let batches = self.batching.batches();
-        if batch <= batches {
-            return Ok(());
-        }
-        Err(Error::new(STATE_MISMATCH, "an epoch cannot go on after its end")
-            .at("epoch", epoch)
-            .at("asked for", format_args!("batch {batch}"))
-            .at("available", format_args!("{batches} batches"))
-            .hint("the state was saved with more data, a smaller batch size or without `drop_last`"))
+        after_the_end(self.batching.batches(), epoch, batch).map_or(Ok(()), Err)
     }
 
     fn epoch_from(&self, epoch: u64, from: usize) -> Epoch<'_, D> {
@@ -318,6 +310,17 @@ impl<D: Dataset> Clone for DataLoader<D> {
     }
 }
 
+/// The error of going on at batch `from` of an epoch of `batches` batches, if it is after the end: never an empty epoch.
+pub(crate) fn after_the_end(batches: usize, epoch: u64, from: usize) -> Option<Error> {
+    (from > batches).then(|| {
+        Error::new(STATE_MISMATCH, "an epoch cannot go on after its end")
+            .at("epoch", epoch)
+            .at("asked for", format_args!("batch {from}"))
+            .at("available", format_args!("{batches} batches"))
+            .hint("the state was saved with more data, a smaller batch size or without `drop_last`")
+    })
+}
+
 /// The settings; the data set need not be printable.
 impl<D: Dataset> fmt::Debug for DataLoader<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -330,7 +333,7 @@ impl<D: Dataset> fmt::Debug for DataLoader<D> {
 }
 
 /// The batches of one epoch; see [`DataLoader::epoch`]. After an error it goes on with the next batch. Several may live
-/// at once; each asks for its own batches ahead.
+/// at once, each asking for its own batches ahead; with worker processes up to four.
 #[must_use = "an epoch gives nothing until it is iterated"]
 pub struct Epoch<'a, D: Dataset> {
     loader: &'a DataLoader<D>,
@@ -475,6 +478,7 @@ impl<D: Dataset> Drop for Epoch<'_, D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batching::Indices;
     use crate::codes::*;
     use crate::dataset::SampleCx;
     use crate::testing::assert_resumable;
@@ -769,6 +773,19 @@ mod tests {
 
         assert_eq!(located(&errors[3]), ["9", "9", "4", "8"]);
         assert_eq!(errors[3].reasons(), ["index out of bounds: the len is 9 but the index is 9"]);
+    }
+
+    #[test]
+    fn repeats_stay_repeats_where_a_sample_before_them_is_left_out() {
+        let indices = Indices { indices: vec![4, 5, 6, 0], padding: 1, positions: 4..8 };
+        let task = Task { seed: 0, epoch: 0, batch: 1, indices, skip_bad: true, left_out: Vec::new() };
+        let loaded = load(&Faulty, &task, &()).unwrap();
+        assert_eq!((loaded.data, loaded.samples, loaded.padding), (vec![4, 6, 0], 2, 1));
+        assert_eq!(loaded.skipped, [5]);
+        // Nothing but a repeat is left.
+        let indices = Indices { indices: vec![5, 0], padding: 1, positions: 4..6 };
+        let error = load(&Faulty, &Task { indices, ..task }, &()).unwrap_err();
+        assert_eq!(error.code(), NOTHING_LEFT);
     }
 
     #[test]

@@ -6,12 +6,14 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use leyden_process::Result;
 use leyden_process::memory::Region;
 use leyden_process::slots::{Loan, Writer};
+use leyden_process::{Error, Result};
 
 thread_local! {
     static WRITER: RefCell<Option<(Writer, Reply)>> = const { RefCell::new(None) };
+    /// Why there was no room, where `Serialize` cannot say it.
+    static REFUSAL: RefCell<Option<Error>> = const { RefCell::new(None) };
     static READER: RefCell<Option<Reader>> = const { RefCell::new(None) };
 }
 
@@ -47,6 +49,12 @@ pub(crate) fn writing<T>(writer: &Writer, work: impl FnOnce() -> T) -> T {
     work()
 }
 
+/// Runs `work` with new arrays on the heap, also while this thread is writing to a slot.
+pub(crate) fn aside<T>(work: impl FnOnce() -> T) -> T {
+    let _restore = Restore(&WRITER, WRITER.take());
+    work()
+}
+
 /// Runs `work` with the parts of a reply to be found by number.
 pub(crate) fn reading<T>(loan: Loan, copied: bool, work: impl FnOnce() -> T) -> T {
     let _restore = Restore(&READER, READER.replace(Some(Reader { loan, copied })));
@@ -57,9 +65,16 @@ pub(crate) fn reading<T>(loan: Loan, copied: bool, work: impl FnOnce() -> T) -> 
 pub(crate) fn claim(bytes: usize) -> Result<Option<Part>> {
     WRITER.with_borrow(|writer| {
         let Some((writer, reply)) = writer else { return Ok(None) };
-        let (number, region) = writer.alloc(bytes)?;
+        let (number, region) = writer.alloc(bytes).inspect_err(|error| {
+            REFUSAL.replace(Some(error.clone()));
+        })?;
         Ok(Some(Part { reply: *reply, number, region }))
     })
+}
+
+/// Why this thread's last claim was refused; told once.
+pub(crate) fn refusal() -> Option<Error> {
+    REFUSAL.take()
 }
 
 /// The reply that this thread is writing.

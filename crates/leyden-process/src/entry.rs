@@ -256,6 +256,7 @@ fn clean_up_inheritance() -> Control {
     let control = move_away(0, FIRST);
     silence_stdin();
     close_from(FIRST + 1);
+    fill_standard();
     Control::new(control)
 }
 
@@ -267,6 +268,7 @@ fn clean_up_inheritance() -> Control {
     // SAFETY: dup2 replaces a standard descriptor, which everybody expects to be replaced.
     unsafe { libc::dup2(2, 1) };
     close_from(FIRST + 2);
+    fill_standard();
     Control::new(read, write).unwrap_or_else(|_| sys::exit_now(exit::CONFIGURATION))
 }
 
@@ -297,6 +299,17 @@ fn silence_stdin() {
             }
             Err(_) => drop(libc::close(0)),
         }
+    }
+}
+
+/// Opens `/dev/null` where stdout or stderr is closed, as the standard library does before `main`: else the next file
+/// that is opened would be printed to, and shared memory is a file.
+fn fill_standard() {
+    while let Ok(null) = fs::File::options().read(true).write(true).open("/dev/null") {
+        if null.as_raw_fd() > 2 {
+            return;
+        }
+        let _ = null.into_raw_fd();
     }
 }
 

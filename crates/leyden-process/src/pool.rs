@@ -29,7 +29,7 @@ use crate::tombstone::{self, State};
 use crate::{contain, futex, sys, threads};
 
 pub use crate::tasks::{Death, Describe, Outcome, POISON, PoolOptions, Work};
-use crate::tasks::{FUTILE, PAUSE, look_at, say, unstaffed};
+use crate::tasks::{FUTILE, PAUSE, look_at, offer_to_the_memory_killer, say, unstaffed};
 
 /// Worker processes. Dropping it ends them, within 300 ms.
 pub struct Pool {
@@ -97,7 +97,9 @@ impl Pool {
             let _ = report.send(());
         })
         .map_err(|error| {
-            Error::new(POOL_START, "the thread that supervises workers cannot be started").because(&error)
+            Error::new(POOL_START, "the thread that supervises workers cannot be started")
+                .because(&error)
+                .hint("use fewer workers, or raise the limit on threads (`ulimit -u`)")
         })?;
         Ok(Self { shared, ended: Mutex::new(ended) })
     }
@@ -317,6 +319,8 @@ struct Member {
     killed: Option<Lived>,
     /// It was killed and does not die: it is waited for no longer.
     lost: bool,
+    /// The kernel has killed it, or another process, to free memory.
+    starved: bool,
     /// Its tasks that were seen to.
     rescued: BTreeSet<u64>,
     /// Whether its death was counted.
@@ -385,7 +389,14 @@ impl Crew {
         let assignment =
             Assignment { worker, workers: options.workers, number, threads: options.threads_each.max(1) };
         let message = postcard::to_allocvec(&assignment).map_err(Error::from)?;
-        let hired = self.job.spawn(&spawn).and_then(|child| child.send(&message).map(|()| child));
+        let hired = self.job.spawn(&spawn).and_then(|mut child| match child.send(&message) {
+            Ok(()) => Ok(child),
+            // It may have said why it left.
+            Err(error) => {
+                let ended = child.ended(DROP).map_or(Ok(()), |ended| ended.into_result(&spawn.name));
+                Err(ended.err().unwrap_or(error))
+            }
+        });
         match hired {
             Ok(child) => {
                 self.working.push(Member {
@@ -398,6 +409,7 @@ impl Crew {
                     stuck: None,
                     killed: None,
                     lost: false,
+                    starved: false,
                     rescued: BTreeSet::new(),
                     counted: false,
                 });
@@ -450,17 +462,29 @@ impl Crew {
             })
             .collect();
         for mut member in dead {
+            // It may still be held by a wait in the kernel that nothing ends: then it counts as lost after a while.
+            member.killed.get_or_insert_default();
             member.look();
             if !member.ready {
                 self.count_failure();
             }
-            self.shared.rescue(&mut member);
+            // As long as its memory is not free, the kernel kills whoever takes some, and that may be the program itself.
+            member.starved = member.child.memory_ran_out();
+            if !member.starved {
+                self.shared.rescue(&mut member);
+            }
             self.dying.push(member);
         }
         // Frozen, or in a wait in the kernel that nothing ends: its memory stays its own, its tasks do not.
-        let undead = |member: &mut Member| member.killed.as_mut().is_some_and(|clock| clock.tick() >= UNDEAD);
-        let undead: Vec<Member> = self.working.extract_if(.., undead).collect();
-        for mut member in undead {
+        let undead = |limit: Duration| {
+            move |member: &mut Member| {
+                !member.lost && member.killed.as_mut().is_some_and(|clock| clock.tick() >= limit)
+            }
+        };
+        let mut late: Vec<Member> = self.working.extract_if(.., undead(UNDEAD)).collect();
+        // Freeing its memory takes the kernel a while: 80 ms a gigabyte.
+        late.extend(self.dying.extract_if(.., undead(10 * UNDEAD)));
+        for mut member in late {
             member.lost = true;
             let seen = look_at(member.child.pid());
             say(&format!(
@@ -501,6 +525,9 @@ impl Crew {
     /// Starts workers where some are missing, unless they keep failing.
     fn staff(&mut self) {
         let wanted = self.shared.options.workers;
+        if self.dying.iter().any(|member| member.starved && !member.lost) {
+            return;
+        }
         let present: BTreeSet<usize> = self.working.iter().map(|member| member.worker).collect();
         for worker in (0..wanted).filter(|worker| !present.contains(worker)) {
             if self.futile >= FUTILE || self.spare.is_empty() || Instant::now() < self.not_before {
@@ -743,6 +770,7 @@ fn serve<W: Work>(work: &W, mut parent: Parent) -> Result<()> {
     let Received::Message(message) = parent.recv(ASSIGNED)? else { return Ok(()) };
     let Assignment { worker, workers, number, threads } = postcard::from_bytes(&message)?;
     let Some(fd) = parent.fds().pop() else { return Ok(()) };
+    offer_to_the_memory_killer();
     let slots = SlotsWorker::open(fd, number)?;
     slots.hold_tombstone()?;
     work.start(worker, workers)?;

@@ -351,22 +351,28 @@ impl Pieces {
 struct Filling {
     store: Store,
     bytes: u64,
+    /// Up to here there was memory when it was asked for.
+    granted: u64,
 }
 
 impl Filling {
     fn new() -> Result<Self> {
-        Ok(Self { store: Store::new()?, bytes: 0 })
+        Ok(Self { store: Store::new()?, bytes: 0, granted: 0 })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         for bytes in bytes.chunks(STEP) {
             let after = self.bytes + bytes.len() as u64;
-            let available = available_bytes();
-            if bytes.len() as u64 > available {
-                return Err(Error::new(codes::OVER_BUDGET, "there is no memory for shared data")
-                    .at("needed", format!("{after} bytes or more"))
-                    .at("available", format!("{available} bytes, by the machine and its memory cgroups"))
-                    .hint("share less: file names or offsets instead of contents; or give the program more memory"));
+            if after > self.granted {
+                let available = available_bytes();
+                if bytes.len() as u64 > available {
+                    return Err(Error::new(codes::OVER_BUDGET, "there is no memory for shared data")
+                        .at("needed", format!("{after} bytes or more"))
+                        .at("available", format!("{available} bytes, by the machine and its memory cgroups"))
+                        .hint("share less: file names or offsets instead of contents; or give the program more memory"));
+                }
+                // Asking takes as long as writing many small pieces.
+                self.granted = after.max(self.bytes + available.min(STEP as u64));
             }
             self.store.append(bytes, after)?;
             self.bytes = after;

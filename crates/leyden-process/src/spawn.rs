@@ -338,6 +338,11 @@ impl Child {
         self.process().has_ended()
     }
 
+    #[cfg(not(leyden_portable))]
+    pub(crate) fn memory_ran_out(&self) -> bool {
+        self.process().memory_ran_out()
+    }
+
     /// Takes note of what has happened, without waiting.
     pub(crate) fn look(&mut self) {
         let dead = self.process_mut().try_status().is_some();

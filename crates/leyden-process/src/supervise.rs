@@ -236,13 +236,16 @@ impl Process {
         }
     }
 
+    /// Whether the kernel has killed some process for want of memory since this one was started, and not we.
+    pub(crate) fn memory_ran_out(&self) -> bool {
+        !self.killed && out_of_memory_kills() > self.out_of_memory_kills
+    }
+
     /// The cause of an end without goodbye.
     pub(crate) fn cause(&self) -> Cause {
         match self.status {
             Some(Status::Exited(code)) => Cause::Exited(code),
-            Some(Status::Signalled { number: libc::SIGKILL, .. })
-                if !self.killed && out_of_memory_kills() > self.out_of_memory_kills =>
-            {
+            Some(Status::Signalled { number: libc::SIGKILL, .. }) if self.memory_ran_out() => {
                 Cause::OutOfMemory
             }
             Some(Status::Signalled { number, core_dumped }) => Cause::Signalled { number, core_dumped },

@@ -108,6 +108,17 @@ pub(crate) fn unstaffed(failure: Option<&Error>) -> Error {
     cause.places().fold(error, |error, (label, place)| error.at(label, place))
 }
 
+/// Where memory runs out, the kernel is to kill a worker, which can be replaced, and not the program.
+pub(crate) fn offer_to_the_memory_killer() {
+    /// Of 1000: worth as much as half of all memory.
+    const SCORE: i32 = 500;
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let present = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if present.is_some_and(|present| present < SCORE) {
+        let _ = std::fs::write(FILE, SCORE.to_string());
+    }
+}
+
 /// What the kernel knows of a worker: of its threads except for those that always wait.
 pub(crate) fn look_at(pid: i32) -> String {
     const MOST: usize = 4;

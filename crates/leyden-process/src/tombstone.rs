@@ -64,7 +64,10 @@ where
         .name(THREAD.into())
         .stack_size(STACK)
         .spawn(move || lie(of(&memory), &taken))
-        .map_err(|error| refused(format!("its thread did not start: {error}")))?;
+        .map_err(|error| {
+            refused(format!("its thread did not start: {error}"))
+                .hint("use fewer workers, or raise the limit on threads (`ulimit -u`)")
+        })?;
     match told.recv_timeout(START) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(why)) => Err(refused(why)),

@@ -1,8 +1,9 @@
 //! The child's side: a process that runs one function of the program, and outlives its parent by milliseconds at most.
 //!
 //! The main thread never runs the user's code. It waits for the parent's end and ends the process at once, whatever the
-//! function is stuck in. The kernel's parent-death signal does the same, and both are there because each has holes: the
-//! signal is lost in a set-uid exec and on other systems, and the socket stays open while a stranger holds a copy.
+//! function is stuck in, and with it the programs that the function has started. The kernel's parent-death signal does
+//! the same, and both are there because each has holes: the signal is lost in a set-uid exec and on other systems, and
+//! the socket stays open while a stranger holds a copy.
 
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
@@ -168,6 +169,36 @@ pub(crate) type Entry = fn(argument: &[u8], attached: Vec<OwnedFd>) -> Result<Wo
 /// A function that has its argument.
 pub(crate) type Work = Box<dyn FnOnce(Parent) -> Result<()> + Send>;
 
+/// Ends the process with its group when it is told that its parent is gone: by SIGHUP, which the kernel sends to a group
+/// that is stopped when nobody is left to wake it, and on Linux as the parent-death signal. SIGKILL for that would leave
+/// the group. A library that takes SIGHUP for itself does no harm, because the control is still there.
+pub(crate) fn end_when_orphaned() {
+    extern "C" fn orphaned(_: libc::c_int) {
+        end_the_group();
+    }
+    // SAFETY: the handler calls async-signal-safe functions only. The set is filled before it is used, and this thread,
+    // the main one, lives as long as the process: it takes the signal whatever other threads block.
+    unsafe {
+        libc::signal(libc::SIGHUP, orphaned as *const () as usize);
+        let mut hangup = std::mem::MaybeUninit::uninit();
+        libc::sigemptyset(hangup.as_mut_ptr());
+        libc::sigaddset(hangup.as_mut_ptr(), libc::SIGHUP);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, hangup.as_ptr(), std::ptr::null_mut());
+    }
+}
+
+/// Kills the process group that this process leads, itself too.
+pub(crate) fn end_the_group() -> ! {
+    // SAFETY: the calls take numbers, and are async-signal-safe. A process that does not lead its group, such as one
+    // that the function has forked, ends alone.
+    unsafe {
+        if libc::getpgrp() == libc::getpid() {
+            libc::kill(0, libc::SIGKILL);
+        }
+        libc::_exit(exit::WORKER_DIED.into())
+    }
+}
+
 /// What a process with the role of a worker does instead of `main`.
 pub(crate) fn run(control: Control) -> ! {
     settle_signals();
@@ -176,11 +207,11 @@ pub(crate) fn run(control: Control) -> ! {
         leave(&control, Err(error));
     }
     control.wait_until_closed();
-    sys::exit_now(exit::WORKER_DIED);
+    end_the_group()
 }
 
-/// A broken pipe is an error and no signal, as in every Rust program; SIGTERM does nothing, because the parent decides
-/// when a worker ends. It has a handler instead of being ignored, which an exec would hand on to other programs.
+/// A broken pipe is an error and no signal, as in every Rust program; SIGTERM and SIGINT do nothing, because the parent
+/// decides when a worker ends. They have a handler instead of being ignored, which an exec would hand on to other programs.
 fn settle_signals() {
     extern "C" fn nothing(_: libc::c_int) {}
     // SAFETY: the handler does nothing. SA_RESTART, which `signal` sets in both C libraries, keeps most system calls of
@@ -188,6 +219,7 @@ fn settle_signals() {
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
         libc::signal(libc::SIGTERM, nothing as *const () as usize);
+        libc::signal(libc::SIGINT, nothing as *const () as usize);
     }
 }
 
@@ -216,12 +248,20 @@ fn start_thread(
     const STACK: usize = 8 << 20;
     let thread = std::thread::Builder::new().name(name.replace('\0', " ")).stack_size(STACK);
     let started = thread.spawn(move || {
+        // Each thread has a parent-death signal of its own: with this one, a stopped process goes on to take the other.
+        // SAFETY: prctl with PR_SET_PDEATHSIG takes a signal's number.
+        #[cfg(not(leyden_portable))]
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGCONT)
+        };
         let result = contain(work).unwrap_or_else(|panic| Err(panicked(panic)));
         leave(&control, result);
     });
-    started
-        .map(drop)
-        .map_err(|error| Error::new(START, "a worker's thread could not be started").because(&error))
+    started.map(drop).map_err(|error| {
+        Error::new(START, "a worker's thread could not be started")
+            .because(&error)
+            .hint("use fewer workers, or raise the limit on threads (`ulimit -u`)")
+    })
 }
 
 /// Says goodbye, with the error if there is one, and ends the process.

@@ -190,8 +190,8 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
         self
     }
 
-    /// How many worker processes may be replaced during an epoch because they died or were stuck (default 3; PyTorch
-    /// replaces none). Their batches are made again by others, bit for bit. With [`BadSample::Skip`], workers that were killed
+    /// How often in an epoch the batches of a worker process that died or was stuck are made again, bit for bit (default 3;
+    /// PyTorch never does). After that they are errors; the worker is replaced all the same. With [`BadSample::Skip`], workers that were killed
     /// by a sample which is left out then do not count.
     pub fn restarts(mut self, workers: usize) -> Self {
         self.limits.restarts = workers;
@@ -209,7 +209,7 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
     ///
     /// # Errors
     /// `L0101` for impossible settings, `L0102` if an epoch would have no batches, `L0103` if its last step would leave a
-    /// rank without a sample, `L0601`–`L0609` if sampler and data set do not fit together; `L0901` and `L0902` if workers
+    /// rank without a sample, `L0601`–`L0607` if sampler and data set do not fit together; `L0901` and `L0902` if workers
     /// cannot be started, and where they are processes the `P` codes that say why.
     pub fn build(mut self) -> Result<DataLoader<D>> {
         leyden_process::entry::fuse();

@@ -8,17 +8,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use leyden_process::codes::{FILE_SIZE_LIMIT, NOT_MAPPED};
+use leyden_process::codes::{FILE_SIZE_LIMIT, NOT_MAPPED, SLOT_FULL};
 use leyden_process::pool::{Death, Outcome, POISON as FATAL_DEATHS, Pool, PoolOptions, Work};
 use leyden_process::slots::{Loan, Task as Slot};
 use leyden_process::spawn::Start;
-use leyden_process::{Error, Result};
+use leyden_process::{Error, Result, contain};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Backend;
 use super::task::{Loaded, Phase, Progress, Spent, Task, initialise, load};
-use crate::codes::{BATCH_UNREADABLE, BATCH_UNWRITABLE, LOADER_ARGUMENT, POISON, WORKER_DIED, WORKER_STUCK};
+use crate::codes::{
+    BATCH_UNREADABLE, BATCH_UNWRITABLE, LOADER_ARGUMENT, POISON, TASK_UNREADABLE, WORKER_DIED, WORKER_STUCK,
+};
 use crate::dataset::{Dataset, WorkerInfo};
 use crate::place;
 use crate::say::say;
@@ -125,18 +127,7 @@ impl Processes {
                 self.loans
             ));
         }
-        let body = loan.clone();
-        let reply: Reply<B> =
-            place::reading(loan, copied, || postcard::from_bytes(body.body())).map_err(|error| {
-                Error::new(BATCH_UNREADABLE, "a batch of a worker process cannot be read")
-                    .at("batch", task.batch)
-                    .at("epoch", task.epoch)
-                    .because(&error)
-                    .hint("does the batch's `Deserialize` read what its `Serialize` writes?")
-            })?;
-        let Reply { data, head: Head { samples, padding, skipped, get, collate, pack } } = reply;
-        let spent = Spent { get, collate, pack };
-        Ok(Loaded { data, samples, padding, skipped, spent })
+        read(loan, copied, task)
     }
 
     /// The error of a batch whose workers died.
@@ -200,7 +191,7 @@ impl<B: DeserializeOwned> Backend<B> for Processes {
             };
             match outcome {
                 Outcome::Done(loan) => return self.unpack(loan, &task),
-                Outcome::Failed(error) => return Err(error),
+                Outcome::Failed(error) => return Err(located(error, &task)),
                 Outcome::Died(death) => {
                     let poison =
                         sample_of(&task, &death).filter(|_| task.skip_bad && death.deaths >= FATAL_DEATHS);
@@ -266,7 +257,38 @@ fn encode(task: &Task) -> Result<Vec<u8>> {
 }
 
 fn decode(request: &[u8]) -> Result<Task> {
-    Ok(postcard::from_bytes(request)?)
+    let garbled = || Error::new(TASK_UNREADABLE, "a worker process cannot read what it is to load");
+    let task: Task = postcard::from_bytes(request).map_err(|error| garbled().because(&error))?;
+    if task.indices.padding > task.indices.indices.len() {
+        return Err(garbled().why("it has more padding than samples"));
+    }
+    Ok(task)
+}
+
+/// Reads a batch from what a worker wrote, or copies it out of there.
+fn read<B: DeserializeOwned>(loan: Loan, copied: bool, task: &Task) -> Result<Loaded<B>> {
+    let unreadable = || {
+        Error::new(BATCH_UNREADABLE, "a batch of a worker process cannot be read")
+            .at("batch", task.batch)
+            .at("epoch", task.epoch)
+    };
+    let body = loan.clone();
+    let Reply { data, head } = contain(|| place::reading(loan, copied, || postcard::from_bytes(body.body())))
+        .map_err(|panic| panic.explain(unreadable()))?
+        .map_err(|error| {
+            unreadable()
+                .because(&error)
+                .hint("does the batch's `Deserialize` read what its `Serialize` writes?")
+        })?;
+    let Head { samples, padding, skipped, get, collate, pack } = head;
+    Ok(Loaded { data, samples, padding, skipped, spent: Spent { get, collate, pack } })
+}
+
+/// What a worker says is wrong, with what it may not know of its batch.
+fn located(error: Error, task: &Task) -> Error {
+    let no_room = error.code() == SLOT_FULL;
+    let error = error.at_if_absent("batch", task.batch).at_if_absent("epoch", task.epoch);
+    if no_room { error.hint("of a loader, `slot_bytes` is `.max_batch_bytes(..)`") } else { error }
 }
 
 /// The data set in a worker, and which worker that is.
@@ -318,18 +340,25 @@ where
         let Loaded { data, samples, padding, skipped, spent } = load(&*self.0, &task, &Noted(slot))?;
         Noted(slot).at(Phase::Pack, 0);
         let packing = Instant::now();
-        let unwritable = |error: postcard::Error| {
-            Error::new(BATCH_UNWRITABLE, "a batch cannot be handed over to the trainer")
-                .at("batch", task.batch)
-                .at("epoch", task.epoch)
-                .because(&error)
-                .hint("its `Serialize` fails, or shared memory is full: see `max_batch_bytes` and `prefetch_factor`")
-        };
-        // The time for the data is known only after it was written.
-        let mut body = postcard::to_allocvec(&data).map_err(unwritable)?;
         let Spent { get, collate, .. } = spent;
-        let head = Head { samples, padding, skipped, get, collate, pack: packing.elapsed() };
-        body = postcard::to_extend(&head, body).map_err(unwritable)?;
+        place::refusal();
+        let written = contain(|| {
+            // The time for the data is known only after it was written.
+            let body = postcard::to_allocvec(&data)?;
+            let head = Head { samples, padding, skipped, get, collate, pack: packing.elapsed() };
+            postcard::to_extend(&head, body)
+        });
+        let unwritable = || {
+            Error::new(BATCH_UNWRITABLE, "a batch cannot be handed over to the trainer")
+                .hint("a batch that crosses between processes is data alone: its `Serialize` must not fail")
+        };
+        let body = match (written, place::refusal()) {
+            (Ok(Ok(body)), _) => body,
+            // What was refused is exact; what `Serialize` makes of it is not.
+            (Ok(Err(_)), Some(refusal)) => return Err(refusal),
+            (Ok(Err(error)), None) => return Err(unwritable().because(&error)),
+            (Err(panic), _) => return Err(panic.explain(unwritable())),
+        };
         Ok(body)
     }
 }
@@ -369,3 +398,111 @@ const MOST_SLOTS: usize = 4096;
 const EPOCHS_AT_ONCE: usize = 4;
 /// Batches that the trainer may hold besides as many as it asks for ahead.
 const HANDED_OUT: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::array::Array;
+    use crate::batching::Indices;
+    use crate::rng::SampleRng;
+    #[cfg(not(leyden_portable))]
+    use leyden_process::slots::{Reply as Answer, Slots, SlotsConfig, SlotsWorker};
+    use std::collections::BTreeMap as Map;
+
+    fn task() -> Task {
+        let indices = Indices { positions: 8..12, indices: vec![3, 700, 3, 80_000], padding: 1 };
+        Task { seed: 7, epoch: 2, batch: 2, indices, skip_bad: true, left_out: vec![700] }
+    }
+
+    /// The bytes cut short, with each byte changed in some ways, and others altogether.
+    fn garbled(sound: &[u8]) -> Vec<Vec<u8>> {
+        let cut = (0..sound.len()).map(|end| sound[..end].to_vec());
+        let changed = (0..sound.len()).flat_map(|at| {
+            [0x00, 0x01, 0x7f, 0x80, 0xff].map(|byte| {
+                let mut bytes = sound.to_vec();
+                bytes[at] = byte;
+                bytes
+            })
+        });
+        let mut rng = SampleRng::for_sample(0, 0, 0);
+        let random: Vec<Vec<u8>> =
+            (0..500_u64).map(|number| (0..number % 97).map(|_| rng.next_u64() as u8).collect()).collect();
+        // Lengths of almost everything, which must not be reserved before they are there.
+        let long = (0..sound.len()).map(|at| [&sound[..at], &[0xff; 9], &[0x01], &sound[at..]].concat());
+        cut.chain(changed).chain(random).chain(long).collect()
+    }
+
+    #[test]
+    fn a_request_reads_back_and_a_garbled_one_is_an_error() {
+        let sound = encode(&task()).unwrap();
+        assert_eq!(decode(&sound).unwrap(), task());
+        let mut refused = 0;
+        for bytes in garbled(&sound) {
+            match decode(&bytes) {
+                Ok(task) => assert!(task.indices.padding <= task.indices.indices.len()),
+                Err(error) => {
+                    assert_eq!(error.code(), TASK_UNREADABLE, "{error:?}");
+                    refused += 1;
+                }
+            }
+            // Told of in words, whatever it is.
+            describe(&bytes, 1, 2);
+        }
+        assert!(refused > sound.len(), "{refused}");
+    }
+
+    type Batch = (Array<f32>, Vec<String>, Map<String, Array<u8>>);
+
+    // Elsewhere there are no slots: a worker of its own would be needed to write a reply.
+    #[cfg(not(leyden_portable))]
+    #[test]
+    fn a_garbled_reply_is_an_error_and_its_slot_is_free_again() {
+        let config = SlotsConfig { workers: 1, slots: 2, slot_bytes: 1 << 16, budget_bytes: 1 << 20 };
+        let slots = Slots::new(config).unwrap();
+        let worker = SlotsWorker::open(slots.fd().try_clone_to_owned().unwrap(), 0).unwrap();
+        let soon = || Instant::now() + Duration::from_secs(30);
+        let mut tickets = 0..;
+        // What a worker would write, with the bytes beside the arrays put into another order.
+        let mut cross = |garble: &dyn Fn(Vec<u8>) -> Vec<u8>| {
+            let ticket = tickets.next().unwrap();
+            let slot = slots.post(ticket, b"").unwrap().expect("the slots before are free again");
+            let claimed = worker.claim(soon()).unwrap();
+            let body = place::writing(claimed.writer(), || {
+                let rows =
+                    Array::stack(&[2], [[1.0_f32, 2.0], [3.0, 4.0]].iter().map(|row| &row[..])).unwrap();
+                let extra = Map::from([("x".to_owned(), Array::<u8>::from(vec![9, 8, 7]))]);
+                let batch: Batch = (rows, vec!["one".to_owned(), "two".to_owned()], extra);
+                let head = Head {
+                    samples: 2,
+                    padding: 0,
+                    skipped: vec![5],
+                    get: Duration::from_millis(1),
+                    collate: Duration::ZERO,
+                    pack: Duration::ZERO,
+                };
+                postcard::to_extend(&head, postcard::to_allocvec(&batch).unwrap()).unwrap()
+            });
+            let bytes = garble(body);
+            claimed.complete(&bytes).map_err(|(error, _)| error).unwrap();
+            slots.wait(slot, ticket, slots.kicks(), soon());
+            let Answer::Done(loan) = slots.take(slot, ticket).unwrap().unwrap() else { panic!("it is done") };
+            loan
+        };
+        let sound = cross(&|body| body).body().to_vec();
+        for copied in [false, true] {
+            let Loaded { data, samples, skipped, .. } =
+                read::<Batch>(cross(&|body| body), copied, &task()).unwrap();
+            assert_eq!((&data.0[..], samples, skipped), (&[1.0, 2.0, 3.0, 4.0][..], 2, vec![5]));
+        }
+        let mut refused = 0;
+        for (number, bytes) in garbled(&sound).into_iter().enumerate() {
+            if let Err(error) = read::<Batch>(cross(&|_| bytes.clone()), number % 2 == 0, &task()) {
+                assert_eq!(error.code(), BATCH_UNREADABLE, "{error:?}");
+                assert_eq!((error.place("batch"), error.place("panicked")), (Some("2"), None), "{error:?}");
+                refused += 1;
+            }
+        }
+        assert!(refused > sound.len(), "{refused}");
+        assert_eq!((slots.loaned(), slots.quarantined()), (0, 0));
+    }
+}

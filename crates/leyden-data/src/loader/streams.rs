@@ -6,6 +6,11 @@
 //! that died is replaced by one that reads its lanes again up to where it was. For the same reason, going on inside an
 //! epoch reads what was before: a stream cannot be entered in the middle.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "ouroboros takes its values apart by `forget`; nothing is leaked"
+)]
+
 use std::fmt;
 use std::iter::FusedIterator;
 use std::ops::Range;
@@ -16,7 +21,7 @@ use ouroboros::self_referencing;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::builder::DataLoaderBuilder;
-use super::{Batch, DataLoader, Epoch, Loader, Timings};
+use super::{Batch, DataLoader, Epoch, Loader, Timings, after_the_end};
 use crate::codes::{LOADER_ARGUMENT, NO_BATCHES, STREAM_LENGTH, STREAM_PANICKED};
 use crate::dataset::{Dataset, SampleCx};
 use crate::iterable::{IterableDataset, Stream, StreamCx};
@@ -131,7 +136,9 @@ impl<D: IterableDataset + 'static> StreamLoaderBuilder<D> {
         self.workers(Workers::threads(threads))
     }
 
-    /// Who reads the streams (default [`Workers::inline`]).
+    /// Who reads the streams (default [`Workers::inline`]). Each worker reads lanes of its own, so more workers than lanes
+    /// are not started, `threads_each` counts as so many workers, and `auto` is a thread for each core. Errors name the
+    /// lane.
     pub fn workers(mut self, workers: impl WorkersFor<Lanes<D>> + 'static) -> Self {
         self.workers = Box::new(workers);
         self
@@ -279,6 +286,9 @@ impl<D: IterableDataset + 'static> Loader<D::Batch> for StreamLoader<D> {
 
     /// Going on inside an epoch reads the streams from their beginning.
     fn epoch(&self, epoch: u64, from: usize) -> Box<dyn Iterator<Item = Result<Batch<D::Batch>>> + '_> {
+        if let Some(error) = after_the_end(self.len(), epoch, from) {
+            return Box::new(std::iter::once(Err(error)));
+        }
         let mut done = vec![0; self.parts.len()];
         for batch in 0..from.min(self.len()) {
             done[locate(&self.counts, batch).0 % self.parts.len()] += 1;
@@ -467,9 +477,9 @@ fn contained<T>(shard: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
         .map_err(|error| error.at("shard", shard))
 }
 
-/// A sample of lanes is a batch and the number of samples in it.
+/// A sample of lanes is what a batch is made of; a batch of lanes is that batch, with the number of samples in it.
 impl<D: IterableDataset + 'static> Dataset for Lanes<D> {
-    type Item = (D::Batch, usize);
+    type Item = Vec<D::Item>;
     type Batch = (D::Batch, usize);
 
     fn len(&self) -> usize {
@@ -485,7 +495,8 @@ impl<D: IterableDataset + 'static> Dataset for Lanes<D> {
             slot.take().filter(|at| (at.seed, at.epoch) == (cx.seed(), cx.epoch()) && at.next <= batch);
         let mut reading = going_on.unwrap_or_else(|| self.begin(lane, cx.seed(), cx.epoch()));
         while reading.next < batch {
-            self.gather(&mut reading)?;
+            // What is wrong with an earlier batch was, or will be, told in its own place.
+            let _ = self.gather(&mut reading);
             reading.next += 1;
         }
         let items = self.gather(&mut reading);
@@ -501,12 +512,13 @@ impl<D: IterableDataset + 'static> Dataset for Lanes<D> {
                     "`.batches_per_epoch(n)` is too high, or `shard_len` does not count what `stream` gives",
                 ));
         }
-        let samples = items.len();
-        Ok((self.dataset.collate(items)?, samples))
+        Ok(items)
     }
 
     fn collate(&self, mut items: Vec<Self::Item>) -> Result<Self::Batch> {
-        items.pop().ok_or_else(|| Error::new(STREAM_LENGTH, "a batch of streams is empty"))
+        let items = items.pop().ok_or_else(|| Error::new(STREAM_LENGTH, "a batch of streams is empty"))?;
+        let samples = items.len();
+        Ok((self.dataset.collate(items)?, samples))
     }
 }
 
@@ -663,6 +675,28 @@ mod tests {
         let error = results[1].as_ref().unwrap_err();
         assert_eq!((error.code(), error.place("shard")), (STREAM_PANICKED, Some("1")));
         assert_eq!(error.reasons(), ["torn at 101"]);
+    }
+
+    #[test]
+    fn a_torn_sample_loses_its_batch_alone_also_where_the_epoch_goes_on_behind_it() {
+        let torn = || Shards { torn: Some(1), ..Shards::of([8]) };
+        let loader = StreamLoader::builder(torn()).batch_size(2).build().unwrap();
+        let firsts = |from| -> Vec<Option<i64>> {
+            loader.epoch(0, from).map(|batch| batch.ok().map(|batch| batch.data.0[0])).collect()
+        };
+        let whole = firsts(0);
+        assert_eq!(whole.iter().filter(|batch| batch.is_none()).count(), 1, "{whole:?}");
+        assert_eq!(whole[0], None);
+        for from in 1..=whole.len() {
+            assert_eq!(firsts(from), whole[from..], "from {from}");
+        }
+    }
+
+    #[test]
+    fn going_on_after_the_end_is_an_error_not_an_empty_epoch() {
+        let loader = StreamLoader::builder(Shards::of([4])).batch_size(2).build().unwrap();
+        assert_eq!(loader.epoch(0, 2).count(), 0);
+        assert!(loader.epoch(0, 3).next().unwrap().is_err());
     }
 
     #[test]

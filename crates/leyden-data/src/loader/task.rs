@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::batching::Indices;
 use crate::codes::{COLLATE_PANICKED, GET_PANICKED, NOTHING_LEFT, WORKER_INIT};
 use crate::dataset::{Dataset, SampleCx, WorkerInfo};
+use crate::place;
 
 /// A batch to be made: all that it depends on besides the data set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,7 +85,7 @@ impl Progress for () {
 /// Makes the batch of `task`.
 ///
 /// # Errors
-/// The data set's, located: sample, position, batch, epoch. `L0201` and `L0202` for its panics, `L0503` if every sample
+/// The data set's, located: sample, position, batch, epoch. `L0201` and `L0202` for its panics, `L0203` if every sample
 /// was left out.
 pub(crate) fn load<D: Dataset>(
     dataset: &D,
@@ -93,8 +94,11 @@ pub(crate) fn load<D: Dataset>(
 ) -> Result<Loaded<D::Batch>> {
     let located = |error: Error| error.at("batch", task.batch).at("epoch", task.epoch);
     let began = Instant::now();
-    let (items, taken, skipped) = gather(dataset, task, progress).map_err(located)?;
-    if items.is_empty() {
+    // What `get` makes is the data set's own, and may outlive the batch: only `collate` writes into a worker's slot.
+    let gathered = place::aside(|| gather(dataset, task, progress)).map_err(located)?;
+    let Gathered { items, taken, skipped, padding } = gathered;
+    let samples = items.len() - padding;
+    if samples == 0 {
         return Err(located(
             Error::new(NOTHING_LEFT, "every sample of a batch was left out as bad")
                 .at("samples", format_args!("{skipped:?}"))
@@ -103,9 +107,6 @@ pub(crate) fn load<D: Dataset>(
     }
     let gathered = Instant::now();
     progress.at(Phase::Collate, 0);
-    // Padding stands at the end, and is padding no more where a sample before it is missing.
-    let padding = if skipped.is_empty() { task.indices.padding } else { 0 };
-    let samples = items.len() - padding;
     let data = contain(|| dataset.collate(items))
         .unwrap_or_else(|panic| Err(panicked(COLLATE_PANICKED, "collate", panic)))
         .map_err(|error| name_items(error, &taken))
@@ -138,13 +139,24 @@ pub(crate) fn initialise<D: Dataset>(dataset: &D, worker: &WorkerInfo) -> Result
         })
 }
 
-/// The items of a batch, their samples, and the samples that were left out.
-type Gathered<I> = (Vec<I>, Vec<usize>, Vec<usize>);
+/// What a batch is made of.
+struct Gathered<I> {
+    items: Vec<I>,
+    /// Their samples.
+    taken: Vec<usize>,
+    /// The samples that were left out.
+    skipped: Vec<usize>,
+    /// How many items at the end are repeats.
+    padding: usize,
+}
 
 fn gather<D: Dataset>(dataset: &D, task: &Task, progress: &impl Progress) -> Result<Gathered<D::Item>> {
     let indices = &task.indices.indices;
     let mut items = Vec::with_capacity(indices.len());
+    let mut taken = Vec::with_capacity(indices.len());
     let mut skipped = Vec::new();
+    let mut padding = 0;
+    let repeats_from = indices.len() - task.indices.padding.min(indices.len());
     let mut next = 0;
     while next < indices.len() {
         // Outside the closure, to be known after a panic: one `contain` per batch is cheaper than one per sample.
@@ -159,6 +171,8 @@ fn gather<D: Dataset>(dataset: &D, task: &Task, progress: &impl Progress) -> Res
                 progress.at(Phase::Get, item);
                 let mut cx = SampleCx::new(task.seed, task.epoch, index);
                 items.push(dataset.get(index, &mut cx)?);
+                taken.push(index);
+                padding += usize::from(item >= repeats_from);
             }
             Ok(())
         })
@@ -176,8 +190,7 @@ fn gather<D: Dataset>(dataset: &D, task: &Task, progress: &impl Progress) -> Res
             }
         }
     }
-    let taken = indices.iter().copied().filter(|index| !skipped.contains(index)).collect();
-    Ok((items, taken, skipped))
+    Ok(Gathered { items, taken, skipped, padding })
 }
 
 /// A collate function knows its items by number; whoever reads the error wants the samples.

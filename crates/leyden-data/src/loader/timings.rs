@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::task::Loaded;
 
-/// What the batches of a loader have cost so far. Durations are sums over workers; printed, it says where the bottleneck
+/// What the batches of a loader have cost so far. Times of `get`, `collate` and `pack` are sums over workers; printed, it says where the bottleneck
 /// is.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
@@ -26,7 +26,7 @@ pub struct Timings {
     pub pack: Duration,
     /// The trainer waited for batches.
     pub waited: Duration,
-    /// From the first batch that was asked for to the newest that was handed out.
+    /// Waiting for batches and working on them, within epochs: the time between epochs does not count.
     pub elapsed: Duration,
 }
 

@@ -1,6 +1,7 @@
 //! Who makes a batch does not show in it.
 
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 use std::thread::ThreadId;
 use std::time::Duration;
 
@@ -61,6 +62,14 @@ fn an_epoch_goes_on_at_any_batch_under_another_kind() {
     }
     drop(kinds);
     leftovers.assert_none();
+}
+
+#[test]
+fn programs_are_told_the_kind_by_its_name() {
+    for kind in Kind::EACH {
+        assert_eq!(Kind::named(&kind.name()), Some(kind));
+    }
+    assert_eq!(Kind::named("Threads"), None);
 }
 
 /// Each batch names the thread that made it; a sample takes as long as it is told to.
@@ -177,4 +186,45 @@ fn streams_are_the_same_for_all_kinds_and_go_on_at_any_batch() {
         }
     }
     leftovers.assert_none();
+}
+
+#[test]
+fn a_data_set_may_keep_arrays_that_it_made_for_a_sample() {
+    /// Makes a row once, and keeps it.
+    #[derive(Serialize, Deserialize)]
+    struct Cached {
+        #[serde(skip)]
+        kept: OnceLock<Array<f32>>,
+    }
+
+    impl Dataset for Cached {
+        type Item = Array<f32>;
+        type Batch = Array<f32>;
+
+        fn len(&self) -> usize {
+            12
+        }
+
+        fn get(&self, index: usize, _: &mut SampleCx) -> Result<Array<f32>> {
+            let kept = self.kept.get_or_init(|| {
+                let mut kept = Array::zeros(&[2]).unwrap();
+                kept.copy_from_slice(&[1.0, 2.0]);
+                kept
+            });
+            let mut row = Array::zeros(kept.shape())?;
+            row.iter_mut().zip(kept).for_each(|(value, kept)| *value = kept * index as f32);
+            Ok(row)
+        }
+
+        fn collate(&self, items: Vec<Array<f32>>) -> Result<Array<f32>> {
+            default_collate(items)
+        }
+    }
+
+    for kind in Kind::EACH {
+        let loader =
+            kind.of(DataLoader::builder(Cached { kept: OnceLock::new() }).batch_size(4)).build().unwrap();
+        let rows: Vec<f32> = loader.epoch(0).flat_map(|batch| batch.unwrap().data.into_vec()).collect();
+        assert_eq!(rows[20..], [10.0, 20.0, 11.0, 22.0], "{kind:?}");
+    }
 }

@@ -1,8 +1,12 @@
 //! The loader with workers of each kind: the same batches from all of them, whatever happens to the workers.
 
 mod arguments;
+mod chaos;
+mod cursors;
 mod deaths;
 mod endings;
 mod kinds;
+mod limits;
+mod results;
 mod stuck;
 mod support;

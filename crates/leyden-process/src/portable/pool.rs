@@ -25,12 +25,12 @@ use crate::clock::Lived;
 use crate::codes::{POOL_CLOSED, POOL_START, SLOT_FULL, SLOTS_CONFIG, TASK_PANICKED, TASK_SILENT};
 use crate::contain;
 use crate::error::{Error, Result};
-use crate::spawn::{Child, Job, Parent, Received, SpawnOptions};
+use crate::spawn::{Child, Job, Parent, Received, SpawnOptions, start_failed};
 use crate::supervise::{Cause, Ended, evidence};
 use crate::sys::{self, Wake};
 
 pub use crate::tasks::{Death, Describe, Outcome, POISON, PoolOptions, Work};
-use crate::tasks::{FUTILE, PAUSE, look_at, say, unstaffed};
+use crate::tasks::{FUTILE, PAUSE, look_at, offer_to_the_memory_killer, say, unstaffed};
 
 /// Worker processes. Dropping it ends them, within 300 ms.
 pub struct Pool {
@@ -62,11 +62,10 @@ impl Pool {
     fn staffed(job: Job, options: PoolOptions) -> Result<Self> {
         let shared = Arc::new(Shared {
             job,
-            wakes: (0..options.workers).map(|_| Wake::new()).collect::<std::io::Result<_>>().map_err(
-                |error| {
-                    Error::new(POOL_START, "what wakes the keepers of workers cannot be made").because(&error)
-                },
-            )?,
+            wakes: (0..options.workers)
+                .map(|_| Wake::new())
+                .collect::<std::io::Result<_>>()
+                .map_err(|error| start_failed(&options.name, &error))?,
             tasks: Mutex::default(),
             news: Condvar::new(),
             ending: AtomicBool::new(false),
@@ -83,7 +82,9 @@ impl Pool {
                 .name(format!("{} {worker}", pool.shared.options.name))
                 .spawn(move || keeper.keep())
                 .map_err(|error| {
-                    Error::new(POOL_START, "the thread that keeps a worker cannot be started").because(&error)
+                    Error::new(POOL_START, "the thread that keeps a worker cannot be started")
+                        .because(&error)
+                        .hint("use fewer workers, or raise the limit on threads (`ulimit -u`)")
                 })?;
         }
         drop((ready, alive));
@@ -505,14 +506,18 @@ impl Keeper {
         let mut spawn = SpawnOptions::named(format!("{name} {}", self.worker));
         spawn.start = *from;
         spawn.hello_timeout = (*start).min(spawn.hello_timeout);
-        let child = self.shared.job.spawn(&spawn)?;
+        let mut child = self.shared.job.spawn(&spawn)?;
         let assignment = Assignment {
             worker: self.worker,
             workers: *workers,
             threads: (*threads_each).max(1),
             most: *slot_bytes,
         };
-        child.send(&postcard::to_allocvec(&assignment)?)?;
+        if let Err(error) = child.send(&postcard::to_allocvec(&assignment)?) {
+            // It may have said why it left.
+            let ended = child.ended(DROP).map_or(Ok(()), |ended| ended.into_result(&spawn.name));
+            return Err(ended.err().unwrap_or(error));
+        }
         self.shared.tasks().unstaffed = None;
         Ok(Member {
             worker: self.worker,
@@ -732,6 +737,7 @@ impl Member {
 fn serve<W: Work>(work: &W, parent: &Parent) -> Result<()> {
     let Received::Message(message) = parent.recv(ASSIGNED)? else { return Ok(()) };
     let Assignment { worker, workers, threads, most } = postcard::from_bytes(&message)?;
+    offer_to_the_memory_killer();
     work.start(worker, workers)?;
     parent.send(b"ready")?;
     thread::scope(|scope| {

@@ -26,7 +26,8 @@ impl Task {
     /// What came from the parent, and is begun now. Together with its reply it may take `most` bytes.
     pub(super) fn new(posted: Posted, most: usize, control: &Control) -> Self {
         let Posted { ticket, request } = posted;
-        let room = Mutex::new(Room { left: most.saturating_sub(request.len()), regions: Vec::new() });
+        let left = most.saturating_sub(request.len());
+        let room = Mutex::new(Room { left, given: 0, regions: Vec::new() });
         let writer = Writer(Arc::new(Writing { control: control.clone(), room }));
         let task = Self { writer, ticket, request, progress: AtomicU64::new(0), phase: AtomicU8::new(0) };
         task.tell();
@@ -125,6 +126,8 @@ struct Writing {
 struct Room {
     /// Bytes that it may still take.
     left: usize,
+    /// Bytes that were given out.
+    given: usize,
     regions: Vec<Buffer>,
 }
 
@@ -165,14 +168,17 @@ impl Room {
                 .hint("make batches smaller, or slots larger (`slot_bytes`): what they do not use costs nothing"));
         }
         let available = if bytes < WORTH_ASKING { u64::MAX } else { available_bytes() };
-        if bytes as u64 > available {
+        // The parent will have a copy of all of it.
+        let needed = (self.given as u64).saturating_add(2 * bytes as u64);
+        if needed > available {
             return Err(Error::new(OVER_BUDGET, "there is no memory for a reply")
-                .at("needed", format!("{bytes} bytes"))
+                .at("needed", format!("{needed} bytes, here and in the parent"))
                 .at("available", format!("{available} bytes, by the machine and its memory cgroups"))
                 .why("writing to more than that would get a process killed for it")
                 .hint("prefetch fewer batches, make batches smaller, or give the program more memory"));
         }
         self.left -= bytes;
+        self.given += bytes;
         Ok(())
     }
 }

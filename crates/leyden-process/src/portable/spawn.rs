@@ -1,8 +1,8 @@
 //! Starting this program again, by its path, with pipes as its stdin and stdout.
 
 use std::any::type_name;
-use std::io::{self, PipeReader, PipeWriter};
-use std::os::fd::AsFd as _;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -83,15 +83,15 @@ fn not_here(what: &str) -> Error {
 
 /// The other ends of the pipes: what the process reads and what it writes.
 pub(crate) struct There {
-    stdin: PipeReader,
-    stdout: PipeWriter,
+    stdin: OwnedFd,
+    stdout: OwnedFd,
 }
 
 impl There {
     pub(crate) fn connect() -> io::Result<(Control, Self)> {
-        let (read, stdout) = io::pipe()?;
-        let (stdin, write) = io::pipe()?;
-        Ok((Control::new(read.into(), write.into())?, Self { stdin, stdout }))
+        let (read, stdout) = sys::blocking_pipe()?;
+        let (stdin, write) = sys::blocking_pipe()?;
+        Ok((Control::new(read, write)?, Self { stdin, stdout }))
     }
 
     /// This program, to be started again in a role.

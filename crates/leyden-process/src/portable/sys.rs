@@ -1,7 +1,7 @@
 //! System calls that every Unix has.
 
-use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::time::Instant;
 
 use crate::entry::{self, Role};
@@ -28,9 +28,27 @@ pub(crate) fn poll(fds: &mut [libc::pollfd], deadline: Option<Instant>) -> io::R
 
 /// A pipe's reading end, which does not block, and its writing end, which does; neither survives an exec.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (read, write) = io::pipe()?;
+    let (read, write) = blocking_pipe()?;
     do_not_block(read.as_fd())?;
-    Ok((read.into(), write.into()))
+    Ok((read, write))
+}
+
+/// A pipe; none of its ends survives an exec, and none is in the place of a standard stream that is closed, where the
+/// program would print into it.
+pub(crate) fn blocking_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let beyond = |fd: OwnedFd| {
+        if fd.as_raw_fd() > 2 {
+            return Ok(fd);
+        }
+        // SAFETY: fcntl with F_DUPFD_CLOEXEC takes numbers; the new descriptor is nobody else's.
+        unsafe {
+            let fd = check(libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3).into())?;
+            Ok(OwnedFd::from_raw_fd(fd as RawFd))
+        }
+    };
+    let (read, write) = io::pipe()?;
+    let (read, write): (io::Result<_>, io::Result<_>) = (beyond(read.into()), beyond(write.into()));
+    Ok((read?, write?))
 }
 
 /// Reading and writing give `WouldBlock` from now on, for all that share this end.
@@ -44,27 +62,26 @@ pub(crate) fn do_not_block(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// What wakes a thread that polls other descriptors too.
 pub(crate) struct Wake {
-    read: PipeReader,
-    write: PipeWriter,
+    read: OwnedFd,
+    write: OwnedFd,
 }
 
 impl Wake {
     pub(crate) fn new() -> io::Result<Self> {
-        let (read, write) = io::pipe()?;
-        do_not_block(read.as_fd())?;
+        let (read, write) = pipe()?;
         do_not_block(write.as_fd())?;
         Ok(Self { read, write })
     }
 
     pub(crate) fn wake(&self) {
         // A full pipe wakes as well.
-        let _ = (&self.write).write(&[1]);
+        let _ = write(self.write.as_fd(), &[1]);
     }
 
     /// Forgets earlier wakes.
     pub(crate) fn clear(&self) {
         let mut some = [0; 64];
-        while (&self.read).read(&mut some).is_ok_and(|count| count == some.len()) {}
+        while read(self.read.as_fd(), &mut some).is_ok_and(|count| count == some.len()) {}
     }
 
     /// For a poll: readable after a wake.

@@ -5,22 +5,24 @@ use std::os::fd::OwnedFd;
 use super::control::{Control, Got, Tag};
 use crate::codes::CONTROL;
 use crate::error::{Error, Result};
-use crate::worker::{Entry, Order, Work, entry_at, other_build, patience};
+use crate::worker::{Entry, Order, Work, end_the_group, end_when_orphaned, entry_at, other_build, patience};
 use crate::{exit, image, sys, threads};
 
 /// The name of the thread that reads.
 pub(crate) const WATCH: &str = "leyden-watch";
 
-/// Ties this process's life to its parent's: from here on it dies with it.
+/// Ties this process's life to its parent's: from here on it dies with it, and so does its group.
 pub(crate) fn arm(control: Control) -> Control {
+    end_when_orphaned();
     control.let_mail_be_delivered();
     let watched = control.clone();
     let watching = threads::start(WATCH, move || {
         watched.wait_until_closed();
-        sys::exit_now(exit::WORKER_DIED);
+        end_the_group()
     });
     // Without it nothing would end this process.
-    if watching.is_err() {
+    if let Err(error) = watching {
+        eprintln!("a worker's thread could not be started: {error} (see `ulimit -u`)");
         sys::exit_now(exit::WORKER_DIED);
     }
     control

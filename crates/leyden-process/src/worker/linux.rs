@@ -4,19 +4,20 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::{
-    Entry, Order, Parent, Work, entry_at, hello, leave, other_build, patience, set_name, settle_signals,
-    start_thread,
+    Entry, Order, Parent, Work, end_the_group, end_when_orphaned, entry_at, hello, leave, other_build,
+    patience, set_name, settle_signals, start_thread,
 };
 use crate::codes::{ARGUMENT, CONTROL, START};
 use crate::control::{Control, Got, Tag, release_all};
 use crate::error::{Error, Result};
 use crate::{entry, exit, image, sys};
 
-/// Ties this process's life to its parent's: from here on it dies with it.
+/// Ties this process's life to its parent's: from here on it dies with it, and so does its group.
 pub(crate) fn arm(control: Control) -> Control {
+    end_when_orphaned();
     // SAFETY: prctl with PR_SET_PDEATHSIG takes a signal's number. It is armed for this thread, the main one, which
     // lives as long as the process.
-    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGHUP) };
     // The parent may have ended before.
     if control.is_closed() {
         sys::exit_now(exit::WORKER_DIED);
@@ -107,7 +108,7 @@ pub(crate) fn after_fork(
         leave(&control, Err(error));
     }
     control.wait_until_closed();
-    sys::exit_now(exit::WORKER_DIED)
+    end_the_group()
 }
 
 /// Reads messages up to the order, and gathers its descriptors.

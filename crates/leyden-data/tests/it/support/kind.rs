@@ -12,6 +12,7 @@ pub(crate) enum Kind {
     Spawn(usize),
     SpawnThreads(usize, usize),
     Zygote(usize),
+    Fork(usize),
 }
 
 /// How many kinds are missing.
@@ -50,6 +51,7 @@ impl Kind {
             Self::Threads(n) => builder.workers(Workers::threads(n)),
             Self::Spawn(n) => builder.workers(Workers::spawn(n)),
             Self::Zygote(n) => builder.workers(Workers::zygote(n)),
+            Self::Fork(n) => builder.workers(Workers::fork(n)),
             Self::SpawnThreads(n, each) => builder.workers(Workers::spawn(n).threads_each(each)),
         }
     }
@@ -61,8 +63,18 @@ impl Kind {
 
     /// The kind with this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        let known = [1, 2].map(|n| [Self::Threads(n), Self::Spawn(n), Self::Zygote(n)]).concat();
+        let known =
+            [1, 2].map(|n| [Self::Threads(n), Self::Spawn(n), Self::Zygote(n), Self::Fork(n)]).concat();
         [Self::Inline].into_iter().chain(known).find(|kind| kind.name() == name)
+    }
+
+    /// How many processes it starts: workers, and who makes them.
+    pub(crate) fn processes(self) -> usize {
+        match self {
+            Self::Inline | Self::Threads(_) => 0,
+            Self::Spawn(n) | Self::SpawnThreads(n, _) | Self::Fork(n) => n,
+            Self::Zygote(n) => n + 1,
+        }
     }
 
     /// This kind with one worker.
@@ -72,10 +84,11 @@ impl Kind {
             Self::Threads(_) => Self::Threads(1),
             Self::Spawn(_) | Self::SpawnThreads(..) => Self::Spawn(1),
             Self::Zygote(_) => Self::Zygote(1),
+            Self::Fork(_) => Self::Fork(1),
         }
     }
 
     pub(crate) fn is_process(self) -> bool {
-        matches!(self, Self::Spawn(_) | Self::SpawnThreads(..) | Self::Zygote(_))
+        matches!(self, Self::Spawn(_) | Self::SpawnThreads(..) | Self::Zygote(_) | Self::Fork(_))
     }
 }

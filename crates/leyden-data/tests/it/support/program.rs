@@ -54,6 +54,9 @@ impl Program {
     /// Starts it in a process group of its own. While it lives, no other test starts processes.
     pub(crate) fn start(command: &mut Command) -> Self {
         let alone = alone();
+        // Ignored where the tests were started in the background, and then by every program that they start.
+        // SAFETY: the default action has no code of ours.
+        unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let mark = format!("{}-{number}", std::process::id());
@@ -147,10 +150,6 @@ impl Ending {
     pub(crate) fn lines(self) -> Vec<String> {
         assert_eq!(self.code, Some(0), "{self:?}");
         self.lines
-    }
-
-    pub(crate) fn text(&self) -> String {
-        self.lines.join("\n")
     }
 }
 
