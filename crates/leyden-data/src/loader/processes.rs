@@ -402,12 +402,8 @@ const HANDED_OUT: usize = 2;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::array::Array;
     use crate::batching::Indices;
     use crate::rng::SampleRng;
-    #[cfg(not(leyden_portable))]
-    use leyden_process::slots::{Reply as Answer, Slots, SlotsConfig, SlotsWorker};
-    use std::collections::BTreeMap as Map;
 
     fn task() -> Task {
         let indices = Indices { positions: 8..12, indices: vec![3, 700, 3, 80_000], padding: 1 };
@@ -451,12 +447,16 @@ mod tests {
         assert!(refused > sound.len(), "{refused}");
     }
 
-    type Batch = (Array<f32>, Vec<String>, Map<String, Array<u8>>);
-
     // Elsewhere there are no slots: a worker of its own would be needed to write a reply.
     #[cfg(not(leyden_portable))]
     #[test]
     fn a_garbled_reply_is_an_error_and_its_slot_is_free_again() {
+        use crate::array::Array;
+        use leyden_process::slots::{Reply as Answer, Slots, SlotsConfig, SlotsWorker};
+        use std::collections::BTreeMap as Map;
+
+        type Batch = (Array<f32>, Vec<String>, Map<String, Array<u8>>);
+
         let config = SlotsConfig { workers: 1, slots: 2, slot_bytes: 1 << 16, budget_bytes: 1 << 20 };
         let slots = Slots::new(config).unwrap();
         let worker = SlotsWorker::open(slots.fd().try_clone_to_owned().unwrap(), 0).unwrap();
