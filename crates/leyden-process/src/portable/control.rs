@@ -167,6 +167,8 @@ impl Control {
     /// Reads the next frame; `None` waits for ever. One thread at a time.
     fn read(&self, deadline: Option<Instant>) -> io::Result<Got> {
         let mut incoming = lock(&self.0.incoming);
+        // More may have come since the last call, and a process that is dead is asked once.
+        incoming.emptied = false;
         loop {
             match incoming.next(self.0.read.as_fd())? {
                 Some(frame) => return Ok(frame),
@@ -354,7 +356,7 @@ struct Incoming {
     start: usize,
     end: usize,
     partial: Option<Partial>,
-    /// The last read has found less than there was room for: nothing more is there, most likely.
+    /// This call's last read has found less than there was room for: nothing more is there, most likely.
     emptied: bool,
 }
 
