@@ -23,13 +23,13 @@ use crate::clock::Lived;
 use crate::codes::{POOL_CLOSED, POOL_START, TASK_PANICKED, TASK_SILENT};
 use crate::error::{Error, Result};
 use crate::slots::{Reply, SlotId, SlotView, Slots, SlotsConfig, SlotsWorker};
-use crate::spawn::{Child, Job, Parent, Received, SpawnOptions, Start};
+use crate::spawn::{Child, Job, Parent, Received, SpawnOptions, Start, Starting};
 use crate::supervise::{Cause, Ended, evidence, stop_all};
 use crate::tombstone::{self, State};
 use crate::{contain, futex, sys, threads};
 
 pub use crate::tasks::{Death, Describe, Outcome, POISON, PoolOptions, Work};
-use crate::tasks::{FUTILE, PAUSE, look_at, offer_to_the_memory_killer, say, unstaffed};
+use crate::tasks::{FUTILE, PAUSE, look_at, offer_to_the_memory_killer, one_at_a_time, say, unstaffed};
 
 /// Worker processes. Dropping it ends them, within 300 ms.
 pub struct Pool {
@@ -84,10 +84,12 @@ impl Pool {
             futile: 0,
             failure: None,
             not_before: Instant::now(),
+            cautious: false,
         };
-        for worker in 0..shared.options.workers {
-            crew.hire(worker)?;
-        }
+        // All at once: each takes about a millisecond until its first word.
+        let hirings = (0..shared.options.workers).map(|worker| crew.call(worker));
+        let hirings: Vec<Hiring> = hirings.collect::<Result<_>>()?;
+        hirings.into_iter().try_for_each(|hiring| crew.hire(hiring))?;
         crew.wait_until_ready()?;
         let (report, ended) = mpsc::sync_channel(1);
         let name = format!("{} watch", shared.options.name);
@@ -115,6 +117,7 @@ impl Pool {
             slot,
             request,
             deaths: 0,
+            alone: 0,
             place: None,
             watched: None,
             fatal: None,
@@ -251,6 +254,8 @@ struct Posted {
     request: Vec<u8>,
     /// Workers in a row that have died at it, in the same place.
     deaths: usize,
+    /// Those of them that had no other task beside it, so that it was this one.
+    alone: usize,
     /// Where the last one did: phase and progress.
     place: Option<(u8, u64)>,
     /// Who is at it, and for how long.
@@ -300,6 +305,15 @@ struct Crew {
     failure: Option<Error>,
     /// No further attempt before this.
     not_before: Instant,
+    /// A worker has died at several tasks at once, and nobody knows at which: new ones do one at a time.
+    cautious: bool,
+}
+
+/// A worker that was started and has not reported yet.
+struct Hiring {
+    worker: usize,
+    number: usize,
+    starting: Starting,
 }
 
 struct Member {
@@ -325,6 +339,10 @@ struct Member {
     rescued: BTreeSet<u64>,
     /// Whether its death was counted.
     counted: bool,
+    /// Whether it died at several tasks at once.
+    torn: bool,
+    /// It is not replaced, because too many have died before.
+    last: bool,
 }
 
 struct Idle {
@@ -378,22 +396,35 @@ impl Crew {
         stop_all(members.map(|member| member.child).collect(), FAREWELL);
     }
 
-    /// Starts a process as worker `worker`.
-    fn hire(&mut self, worker: usize) -> Result<()> {
-        let Some(number) = self.spare.pop() else { return Ok(()) };
+    /// Starts a process as worker `worker`; there must be a spare number.
+    fn call(&mut self, worker: usize) -> Result<Hiring> {
+        let number = self.spare.pop().expect("twice as many numbers as workers, or the caller has looked");
         let options = &self.shared.options;
         let mut spawn = SpawnOptions::named(format!("{} {worker}", options.name));
         spawn.fds = vec![self.shared.slots.fd()];
         spawn.start = options.from;
         spawn.hello_timeout = options.start.min(spawn.hello_timeout);
-        let assignment =
-            Assignment { worker, workers: options.workers, number, threads: options.threads_each.max(1) };
+        match self.job.begin(&spawn) {
+            Ok(starting) => Ok(Hiring { worker, number, starting }),
+            Err(error) => {
+                self.spare.push(number);
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until it reports, and tells it what it is.
+    fn hire(&mut self, Hiring { worker, number, starting }: Hiring) -> Result<()> {
+        let PoolOptions { workers, threads_each, .. } = self.shared.options;
+        let threads = if self.cautious { 1 } else { threads_each.max(1) };
+        let assignment = Assignment { worker, workers, number, threads };
         let message = postcard::to_allocvec(&assignment).map_err(Error::from)?;
-        let hired = self.job.spawn(&spawn).and_then(|mut child| match child.send(&message) {
+        let hired = starting.wait().and_then(|mut child| match child.send(&message) {
             Ok(()) => Ok(child),
             // It may have said why it left.
             Err(error) => {
-                let ended = child.ended(DROP).map_or(Ok(()), |ended| ended.into_result(&spawn.name));
+                let name = child.name().to_owned();
+                let ended = child.ended(DROP).map_or(Ok(()), |ended| ended.into_result(&name));
                 Err(ended.err().unwrap_or(error))
             }
         });
@@ -412,6 +443,8 @@ impl Crew {
                     starved: false,
                     rescued: BTreeSet::new(),
                     counted: false,
+                    torn: false,
+                    last: false,
                 });
                 Ok(())
             }
@@ -454,11 +487,12 @@ impl Crew {
 
     /// Finds workers that have died, and sees to their tasks. Their memory may not be freed yet.
     fn notice_deaths(&mut self) {
-        let slots = &self.shared.slots;
+        let shared = Arc::clone(&self.shared);
         let dead: Vec<Member> = self
             .working
             .extract_if(.., |member| {
-                tombstone::state(slots.tombstone(member.number)) == State::Dead || member.child.try_wait()
+                tombstone::state(shared.slots.tombstone(member.number)) == State::Dead
+                    || member.child.try_wait()
             })
             .collect();
         for mut member in dead {
@@ -471,7 +505,7 @@ impl Crew {
             // As long as its memory is not free, the kernel kills whoever takes some, and that may be the program itself.
             member.starved = member.child.memory_ran_out();
             if !member.starved {
-                self.shared.rescue(&mut member);
+                self.rescue(&mut member);
             }
             self.dying.push(member);
         }
@@ -507,9 +541,12 @@ impl Crew {
                 continue;
             };
             // Tasks that it claimed after the first look, too.
-            self.shared.rescue(&mut member);
+            self.rescue(&mut member);
             self.shared.slots.reclaim(member.number);
             self.spare.push(member.number);
+            if member.last {
+                self.note_failure(ended.clone().into_result(member.child.name()).err());
+            }
             if !member.ready {
                 let limit = self.shared.options.start;
                 let failure = match member.stuck {
@@ -519,6 +556,25 @@ impl Crew {
                 self.note_failure(failure);
             }
             self.shared.tell(&member, &ended);
+        }
+    }
+
+    /// Gives the tasks of a dead worker to others, and heeds what its death says about those to come.
+    fn rescue(&mut self, member: &mut Member) {
+        self.shared.rescue(member);
+        if member.torn && !self.cautious {
+            self.cautious = true;
+            say(&one_at_a_time(member.child.name()));
+        }
+        // It had nothing to do. As with tasks, that is made good so often.
+        if member.ready && member.rescued.is_empty() && !member.counted {
+            member.counted = true;
+            let mut tasks = self.shared.tasks();
+            tasks.redone += 1;
+            if tasks.redone > self.shared.options.redo && self.futile < FUTILE {
+                self.futile = FUTILE;
+                member.last = true;
+            }
         }
     }
 
@@ -533,7 +589,7 @@ impl Crew {
             if self.futile >= FUTILE || self.spare.is_empty() || Instant::now() < self.not_before {
                 break;
             }
-            match self.hire(worker) {
+            match self.call(worker).and_then(|hiring| self.hire(hiring)) {
                 Ok(()) => self.shared.tasks().unstaffed = None,
                 Err(error) => {
                     self.count_failure();
@@ -544,8 +600,11 @@ impl Crew {
         let hopeless = self.futile >= FUTILE || self.spare.is_empty();
         if self.working.is_empty() && self.dying.iter().all(|member| member.lost) && hopeless {
             let error = unstaffed(self.failure.as_ref());
-            let newly = self.shared.tasks().unstaffed.replace(error).is_none();
-            if newly {
+            let mut tasks = self.shared.tasks();
+            // Somebody wants to try again, and has taken back what is said here.
+            let outdated = self.shared.renewed.load(Ordering::Acquire);
+            if !outdated && tasks.unstaffed.replace(error).is_none() {
+                drop(tasks);
                 self.shared.slots.kick();
             }
         }
@@ -685,7 +744,9 @@ impl Shared {
     fn rescue(&self, member: &mut Member) {
         let mut tasks = self.tasks();
         let Tasks { by_ticket, redone, .. } = &mut *tasks;
-        for orphan in self.slots.orphans(member.number) {
+        let orphans = self.slots.orphans(member.number);
+        member.torn |= orphans.len() > 1;
+        for orphan in orphans {
             let open =
                 by_ticket.iter().filter(|(ticket, _)| **ticket != orphan.ticket && self.options.pardons);
             let open: usize = open.map(|(_, posted)| posted.deaths).sum();
@@ -700,12 +761,15 @@ impl Shared {
                 continue;
             }
             let place = Some((orphan.phase, orphan.progress));
-            posted.deaths = if posted.place == place { posted.deaths + 1 } else { 1 };
-            posted.place = place;
+            if posted.place != place {
+                (posted.deaths, posted.alone, posted.place) = (0, 0, place);
+            }
+            posted.deaths += 1;
+            posted.alone += usize::from(!member.torn);
             posted.watched = None;
             // One death is one death, however many tasks the worker had.
             let redone_for_it = redone.saturating_sub(open);
-            if posted.deaths >= POISON || (!member.counted && redone_for_it >= self.options.redo) {
+            if posted.alone >= POISON || (!member.counted && redone_for_it >= self.options.redo) {
                 posted.fatal = Some((member.number, orphan.progress, orphan.phase));
                 self.slots.withdraw(orphan.slot, orphan.ticket);
                 continue;
@@ -748,6 +812,7 @@ impl Shared {
                 progress,
                 phase,
                 deaths: posted.deaths,
+                poison: posted.alone >= POISON,
                 redone,
             }));
         }

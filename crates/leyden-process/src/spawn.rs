@@ -115,13 +115,37 @@ impl Job {
     /// refuses, with its limits; `P0107` if the process does not report in time; `P0108` if it is of another build;
     /// `P0114` if it may not be forked. With [`Start::Zygote`] also what reading the argument gives.
     pub fn spawn(&self, options: &SpawnOptions<'_>) -> Result<Child> {
-        self.0.spawn(options)
+        self.begin(options)?.wait()
+    }
+
+    /// The same without waiting for a process that starts again, so that several can start at once.
+    pub(crate) fn begin(&self, options: &SpawnOptions<'_>) -> Result<Starting> {
+        let child = self.0.begin(options)?;
+        let hello_timeout = (options.start == Start::Exec).then_some(options.hello_timeout);
+        Ok(Starting { child, hello_timeout })
     }
 }
 
 impl std::fmt::Debug for Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Job").field("argument_bytes", &self.0.argument_bytes()).finish_non_exhaustive()
+    }
+}
+
+/// A process that was started.
+pub(crate) struct Starting {
+    child: Child,
+    /// How long to wait for its first word, if that is not there yet.
+    hello_timeout: Option<Duration>,
+}
+
+impl Starting {
+    /// Waits for its first word.
+    pub(crate) fn wait(mut self) -> Result<Child> {
+        if let Some(timeout) = self.hello_timeout {
+            self.child.expect_hello(timeout)?;
+        }
+        Ok(self.child)
     }
 }
 
@@ -404,8 +428,8 @@ impl Child {
         }
     }
 
-    pub(crate) fn expect_hello(&mut self, options: &SpawnOptions<'_>) -> Result<()> {
-        let got = self.control.receive(sys::deadline(options.hello_timeout));
+    pub(crate) fn expect_hello(&mut self, timeout: Duration) -> Result<()> {
+        let got = self.control.receive(sys::deadline(timeout));
         let why = match got {
             Ok(Got::Packet { tag: Tag::Hello, body, .. }) => {
                 return match postcard::from_bytes::<Hello>(&body) {
@@ -419,7 +443,7 @@ impl Child {
             }
             Ok(Got::TimedOut) => {
                 let evidence = supervise::evidence(self.pid());
-                format!("it said nothing for {:?}, and is {evidence}", options.hello_timeout)
+                format!("it said nothing for {timeout:?}, and is {evidence}")
             }
             Ok(_) => match self.ended(Duration::from_secs(1)) {
                 Some(ended) => format!("it {}", ended.cause),
@@ -499,7 +523,7 @@ fn value_of<F: Copy + 'static>(_: PhantomData<F>) -> F {
 /// Starts the guard of another program.
 pub(crate) fn start_guard(options: &SpawnOptions<'_>) -> Result<Child> {
     let mut guard = launch(Kind::Guard, options)?;
-    guard.expect_hello(options)?;
+    guard.expect_hello(options.hello_timeout)?;
     Ok(guard)
 }
 

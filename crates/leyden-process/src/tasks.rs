@@ -87,11 +87,14 @@ pub struct Death {
     pub phase: u8,
     /// How many workers in a row have died at this task, in this place of it.
     pub deaths: usize,
+    /// Whether it is certain that this task kills: [`POISON`] of them had no other task beside it.
+    pub poison: bool,
     /// How many deaths were made good since the pool was renewed.
     pub redone: usize,
 }
 
-/// A task that has killed this many workers in a row, in one and the same place of it, is not tried again.
+/// A task that has killed this many workers in a row, in one and the same place of it and with no other task beside it, is
+/// not tried again.
 pub const POISON: usize = 3;
 
 /// After so many attempts in a row to start a worker, no further one is made.
@@ -106,6 +109,14 @@ pub(crate) fn unstaffed(failure: Option<&Error>) -> Error {
     let error = error.why(format_args!("error[{}]: {cause}", cause.code()));
     let error = cause.reasons().iter().fold(error, Error::why);
     cause.places().fold(error, |error, (label, place)| error.at(label, place))
+}
+
+/// What is said when a worker died at several tasks at once.
+pub(crate) fn one_at_a_time(name: &str) -> String {
+    format!(
+        "leyden: warning: {name} died at several tasks at once: from now on a new worker does one at a time, so that it \
+         is known which one kills"
+    )
 }
 
 /// Where memory runs out, the kernel is to kill a worker, which can be replaced, and not the program.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use leyden_process::codes::{FILE_SIZE_LIMIT, NOT_MAPPED, SLOT_FULL};
-use leyden_process::pool::{Death, Outcome, POISON as FATAL_DEATHS, Pool, PoolOptions, Work};
+use leyden_process::pool::{Death, Outcome, Pool, PoolOptions, Work};
 use leyden_process::slots::{Loan, Task as Slot};
 use leyden_process::spawn::Start;
 use leyden_process::{Error, Result, contain};
@@ -139,7 +139,7 @@ impl Processes {
                 Error::new(WORKER_STUCK, "a worker process was at one batch for too long, and was killed")
                     .at("seen in", seen)
             }
-            None if death.deaths >= FATAL_DEATHS => {
+            None if death.poison => {
                 Error::new(POISON, "a batch has killed each worker that tried it").at("deaths", death.deaths)
             }
             None => Error::new(WORKER_DIED, "a worker process died"),
@@ -163,7 +163,7 @@ impl Processes {
         match death.stuck {
             Some(_) => error
                 .hint("look at what `get` waits for there (a network file system, a lock, a child process), or raise `.timeout(..)`"),
-            None if death.deaths >= FATAL_DEATHS => error.hint(
+            None if death.poison => error.hint(
                 "load the sample by itself, repair or remove it; `.on_bad_sample(BadSample::Skip)` goes on without it",
             ),
             None => error
@@ -193,8 +193,7 @@ impl<B: DeserializeOwned> Backend<B> for Processes {
                 Outcome::Done(loan) => return self.unpack(loan, &task),
                 Outcome::Failed(error) => return Err(located(error, &task)),
                 Outcome::Died(death) => {
-                    let poison =
-                        sample_of(&task, &death).filter(|_| task.skip_bad && death.deaths >= FATAL_DEATHS);
+                    let poison = sample_of(&task, &death).filter(|_| task.skip_bad && death.poison);
                     let Some(sample) = poison else { return Err(self.error(&task, &death)) };
                     task.left_out.push(sample);
                     if Backend::<B>::post(self, ticket, task.clone())?.is_some() {

@@ -203,6 +203,51 @@ fn an_idle_worker_that_is_killed_is_replaced_without_a_word_to_the_epoch() {
     leftovers.assert_none();
 }
 
+// A worker that dies of something else than its tasks, each time anew, is not started for ever.
+#[test]
+fn idle_workers_are_replaced_as_often_as_busy_ones() {
+    let leftovers = Leftovers::before();
+    for kind in Kind::PROCESSES {
+        let folder = tempfile::tempdir().unwrap();
+        let dataset =
+            Trouble::new(16, folder.path()).init(0, Act::Sleep(std::time::Duration::ZERO), usize::MAX);
+        let loader = DataLoader::builder(dataset.clone()).restarts(2);
+        let loader = kind.alone().of(loader).build().unwrap();
+        let mut epoch = loader.epoch(0);
+        epoch.next().unwrap().unwrap();
+        for death in 0..3 {
+            assert!(settle(|| dataset.init_marks(0).len() > death), "{kind:?}: no replacement for {death}");
+            // Until it has made what is made ahead, and has nothing more to do.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            let pid = dataset.init_marks(0).last().unwrap().pid;
+            signal(pid, libc::SIGKILL);
+            assert!(settle(|| !is_alive(pid)), "{kind:?}");
+        }
+        let last = epoch.last().unwrap().unwrap_err();
+        assert_eq!(last.code().id, "P0302", "{kind:?}: {last:?}");
+        assert!(format!("{last:?}").contains("SIGKILL"), "{kind:?}: {last:?}");
+        assert_eq!(dataset.init_marks(0).len(), 3, "{kind:?}: {last:?}");
+        assert!(loader.epoch(1).all(|batch| batch.is_ok()), "{kind:?}: the epoch after");
+    }
+    leftovers.assert_none();
+}
+
+#[test]
+fn a_slow_sample_beside_one_that_kills_is_not_blamed() {
+    let leftovers = Leftovers::before();
+    let folder = tempfile::tempdir().unwrap();
+    let slow = Act::Sleep(std::time::Duration::from_millis(150));
+    let dataset = Trouble::new(8, folder.path()).always(2, slow).always(3, Act::Abort);
+    let loader = DataLoader::builder(dataset.clone()).restarts(20);
+    let loader = Kind::SpawnThreads(1, 2).of(loader).build().unwrap();
+    let all = outcomes(&loader, 0);
+    let (batch, error) = only_error(&all);
+    assert_eq!((batch, error.code()), (3, POISON), "{error:?}");
+    assert_eq!(places(error, ["sample", "cause", "stderr"])[..2], ["3", "killed by SIGABRT"]);
+    drop(loader);
+    leftovers.assert_none();
+}
+
 #[test]
 fn a_sample_that_kills_each_worker_is_named_and_the_other_batches_come() {
     let leftovers = Leftovers::before();

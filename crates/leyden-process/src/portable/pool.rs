@@ -30,7 +30,7 @@ use crate::supervise::{Cause, Ended, evidence};
 use crate::sys::{self, Wake};
 
 pub use crate::tasks::{Death, Describe, Outcome, POISON, PoolOptions, Work};
-use crate::tasks::{FUTILE, PAUSE, look_at, offer_to_the_memory_killer, say, unstaffed};
+use crate::tasks::{FUTILE, PAUSE, look_at, offer_to_the_memory_killer, one_at_a_time, say, unstaffed};
 
 /// Worker processes. Dropping it ends them, within 300 ms.
 pub struct Pool {
@@ -229,6 +229,8 @@ struct Tasks {
     not_before: Instant,
     /// Why there are no workers any more.
     unstaffed: Option<Error>,
+    /// A worker has died at several tasks at once, and nobody knows at which: workers get one at a time.
+    cautious: bool,
 }
 
 impl Default for Tasks {
@@ -242,6 +244,7 @@ impl Default for Tasks {
             failure: None,
             not_before: Instant::now(),
             unstaffed: None,
+            cautious: false,
         }
     }
 }
@@ -252,6 +255,8 @@ struct Entry {
     state: State,
     /// Workers in a row that have died at it, in the same place.
     deaths: usize,
+    /// Those of them that had no other task beside it, so that it was this one.
+    alone: usize,
     /// Where the last one did: phase and progress.
     place: Option<(u8, u64)>,
     /// Nobody will take it; it is here because a worker is at it.
@@ -273,7 +278,7 @@ enum End {
 impl Entry {
     fn new(request: Vec<u8>) -> Self {
         let request = Arc::new(request);
-        Self { request, state: State::Waiting, deaths: 0, place: None, unwanted: false }
+        Self { request, state: State::Waiting, deaths: 0, alone: 0, place: None, unwanted: false }
     }
 }
 
@@ -389,6 +394,19 @@ impl Shared {
         let mut tasks = self.tasks();
         // One death is one death, however many tasks the worker had.
         let mut counted = false;
+        let begun = member.held.values().filter(|held| held.begun && !held.returned).count();
+        let torn = begun > 1;
+        if torn && !tasks.cautious {
+            tasks.cautious = true;
+            say(&one_at_a_time(member.child.name()));
+        }
+        if begun == 0 && member.ready {
+            tasks.redone += 1;
+            if tasks.redone > self.options.redo {
+                tasks.futile = FUTILE;
+                tasks.failure = ended.clone().into_result(member.child.name()).err();
+            }
+        }
         for (&ticket, held) in member.held.iter().filter(|(_, held)| !held.returned) {
             let Tasks { by_ticket, redone, .. } = &mut *tasks;
             let open = by_ticket.iter().filter(|(other, _)| **other != ticket && self.options.pardons);
@@ -404,9 +422,12 @@ impl Shared {
                 continue;
             }
             let place = Some((held.phase, held.progress));
-            entry.deaths = if entry.place == place { entry.deaths + 1 } else { 1 };
-            entry.place = place;
-            if entry.deaths < POISON && (counted || redone.saturating_sub(open) < self.options.redo) {
+            if entry.place != place {
+                (entry.deaths, entry.alone, entry.place) = (0, 0, place);
+            }
+            entry.deaths += 1;
+            entry.alone += usize::from(!torn);
+            if entry.alone < POISON && (counted || redone.saturating_sub(open) < self.options.redo) {
                 *redone += usize::from(!counted);
                 counted = true;
                 entry.state = State::Waiting;
@@ -420,6 +441,7 @@ impl Shared {
                 progress: held.progress,
                 phase: held.phase,
                 deaths: entry.deaths,
+                poison: entry.alone >= POISON,
                 redone: *redone,
             }))));
         }
@@ -572,7 +594,7 @@ impl Keeper {
 
     /// Hands out tasks, as many as the worker does at once.
     fn give(&self, member: &mut Member) {
-        let most = self.shared.options.threads_each.max(1);
+        let most = if self.shared.tasks().cautious { 1 } else { self.shared.options.threads_each.max(1) };
         // One that does not begin what it has gets no more.
         let takes =
             member.ready && member.killed.is_none() && !member.held.values().any(|held| held.returned);

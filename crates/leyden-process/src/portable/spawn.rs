@@ -42,8 +42,8 @@ impl Source {
         Some(self.argument.len() as u64)
     }
 
-    /// Starts this program again and sends it the job.
-    pub(crate) fn spawn(&self, options: &SpawnOptions<'_>) -> Result<Child> {
+    /// Starts this program again and sends it the job; it has not reported yet.
+    pub(crate) fn begin(&self, options: &SpawnOptions<'_>) -> Result<Child> {
         if options.start != Start::Exec {
             return Err(not_here("zygotes and forks").at("process", &options.name));
         }
@@ -51,7 +51,7 @@ impl Source {
             return Err(not_here("descriptors that are handed over").at("process", &options.name));
         }
         entry::preflight()?;
-        let mut child = launch(Kind::Worker, options)?;
+        let child = launch(Kind::Worker, options)?;
         let order = Order {
             build: image::build(),
             name: options.name.clone(),
@@ -70,7 +70,6 @@ impl Source {
             }
             _ => {}
         }
-        child.expect_hello(options)?;
         Ok(child)
     }
 }

@@ -51,7 +51,8 @@ impl Source {
         }
     }
 
-    pub(super) fn spawn(&self, options: &SpawnOptions<'_>) -> Result<Child> {
+    /// One that starts again has not reported yet.
+    pub(super) fn begin(&self, options: &SpawnOptions<'_>) -> Result<Child> {
         match (self, options.start) {
             (Self::Serialised { entry, argument, .. }, Start::Exec) => execute(*entry, argument, options),
             (Self::Serialised { entry, argument, zygote }, Start::Zygote) => {
@@ -177,11 +178,10 @@ impl Write for Bounded<'_> {
 /// Starts this program again and sends it the job.
 fn execute(entry: Entry, argument: &Argument, options: &SpawnOptions<'_>) -> Result<Child> {
     entry::preflight()?;
-    let mut child = launch(Kind::Worker, options)?;
+    let child = launch(Kind::Worker, options)?;
     // The order goes out before the child's first word, which it need not wait for. What became of an order that nobody
     // took is said by the hello that does not come.
     order(&child, entry, argument, options)?;
-    child.expect_hello(options)?;
     Ok(child)
 }
 
@@ -245,7 +245,7 @@ fn spawn_from_zygote(
     if let Some(running) = &mut *zygote
         && let Some(mut child) = fork_in(running, options)?
     {
-        child.expect_hello(options)?;
+        child.expect_hello(options.hello_timeout)?;
         return Ok(child);
     }
     // The old one is buried before the new one starts.
@@ -258,7 +258,7 @@ fn spawn_from_zygote(
         *zygote = None;
         return Err(error.at("process", &options.name).why(why));
     };
-    child.expect_hello(options)?;
+    child.expect_hello(options.hello_timeout)?;
     Ok(child)
 }
 
@@ -274,7 +274,7 @@ fn start_zygote(entry: Entry, argument: &Argument, options: &SpawnOptions<'_>) -
     };
     let mut zygote = launch(Kind::Zygote, &options)?;
     order(&zygote, entry, argument, &options)?;
-    zygote.expect_hello(&options)?;
+    zygote.expect_hello(options.hello_timeout)?;
     let why = match zygote.control.receive(sys::deadline(READING)) {
         Ok(Got::Packet { tag: Tag::Loaded, .. }) => return Ok(zygote),
         Ok(Got::Packet { tag: Tag::Goodbye, body, .. }) => match Error::from_wire(&body) {
@@ -364,7 +364,7 @@ fn fork(work: Work, options: &SpawnOptions<'_>) -> Result<Child> {
         Ok(mut fresh) => {
             let process = fresh.0.take().expect("it was put there");
             let mut child = Child::new(&options.name, process, here, tail);
-            child.expect_hello(options)?;
+            child.expect_hello(options.hello_timeout)?;
             Ok(child)
         }
         Err(error) => {
