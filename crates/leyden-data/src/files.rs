@@ -119,11 +119,13 @@ pub(crate) fn rewrite(path: &Path, bytes: &[u8]) {
     std::fs::write(path, bytes).unwrap();
 }
 
-/// Damaged copies of a file, the same each time: cut anywhere, or with a few bytes changed.
+/// Damaged copies of a file: cut anywhere, or with a few bytes changed. The same each time, for one `LEYDEN_SEED`.
 #[cfg(test)]
 pub(crate) fn damaged(bytes: &[u8], cases: u64) -> impl Iterator<Item = Vec<u8>> {
+    let seed: u64 =
+        std::env::var("LEYDEN_SEED").map_or(0, |seed| seed.parse().expect("LEYDEN_SEED is a number"));
     (0..cases).map(move |case| {
-        let mut rng = crate::rng::SampleRng::new(case);
+        let mut rng = crate::rng::SampleRng::new(seed * cases + case);
         let mut copy = bytes.to_vec();
         if case % 3 == 0 {
             copy.truncate(rng.below(bytes.len() as u64) as usize);

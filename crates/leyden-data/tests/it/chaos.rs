@@ -14,6 +14,7 @@ use crate::support::{Kind, Leftovers, Trouble, measured, whole_hash};
 #[test]
 fn an_epoch_whose_workers_are_killed_at_random_is_the_undisturbed_one() {
     const BATCHES: usize = 2000;
+    let seed = std::env::var("LEYDEN_SEED").map_or(1, |seed| seed.parse().expect("LEYDEN_SEED is a number"));
     let leftovers = Leftovers::before();
     for kind in Kind::PROCESSES {
         let folder = tempfile::tempdir().unwrap();
@@ -28,7 +29,7 @@ fn an_epoch_whose_workers_are_killed_at_random_is_the_undisturbed_one() {
         let began = std::time::Instant::now();
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let mut rng = SampleRng::for_sample(1, 2, 3);
+                let mut rng = SampleRng::for_sample(seed, 2, 3);
                 while !over.load(Ordering::Relaxed) {
                     std::thread::sleep(Duration::from_millis(100));
                     let workers = workers();
