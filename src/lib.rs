@@ -11,9 +11,9 @@
 pub mod program;
 
 pub use leyden_burn::{
-    FitError, Fitted, FromHost, LabeledImages, LeydenModule, Loggable, Loss, ModelCallback, ModuleLearner,
-    Optimizers, Predict, StepCx, TrainerExt, burn, class_ids, cross_entropy, load_tensors, named_tensors,
-    predicted_classes,
+    Batched, BurnDataset, FitError, Fitted, FromHost, LabeledImages, LeydenModule, Loggable, Loss,
+    ModelCallback, ModuleLearner, Optimizers, Predict, StepCx, TrainerExt, burn, class_ids, cross_entropy,
+    load_tensors, named_tensors, predicted_classes,
 };
 pub use leyden_data as data;
 pub use leyden_data::{Collate, DataLoader, Dataset, Loader};

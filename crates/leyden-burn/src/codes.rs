@@ -14,3 +14,5 @@ pub const OTHER_OPTIMIZER: Code = Code::new("K0109", exit::CONFIGURATION);
 pub const MODEL_LOST: Code = Code::new("T0704", exit::TRAINING_FAILED);
 /// An array of a batch has another number of dimensions than its tensor.
 pub const ARRAY_DIMENSIONS: Code = Code::new("T0705", exit::TRAINING_FAILED);
+/// A data set of Burn's could not give an item.
+pub const BURN_DATASET: Code = Code::new("T0706", exit::TRAINING_FAILED);

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod codes;
+mod dataset;
 mod learner;
 mod module;
 mod optimizers;
@@ -14,6 +15,7 @@ mod tensors;
 mod trainer;
 
 pub use burn;
+pub use dataset::{Batched, BurnBatch, BurnDataset};
 pub use learner::ModuleLearner;
 pub use module::{FromHost, LabeledImages, LeydenModule, Loss, ModelCallback, Predict, cross_entropy};
 pub use optimizers::Optimizers;
