@@ -14,8 +14,10 @@ import signal
 import sys
 import time
 
+import jpegs
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 ROWS, WIDTH, BATCH = 60_000, 784, 64
@@ -70,6 +72,27 @@ class Gathered(Dataset):
     def __getitems__(self, batch):
         index = torch.tensor(batch)
         return self.rows[index], index % 10
+
+
+class Images(Dataset):
+    """JPEG files scaled to 224x224, by Pillow or by torchvision's own decoder."""
+
+    def __init__(self, decoder):
+        self.files = sorted(jpegs.folder().glob("*/*.jpg"))
+        self.decoder = decoder
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, i):
+        from torchvision import io
+        from torchvision.transforms import functional
+
+        if self.decoder == "pillow":
+            with Image.open(self.files[i]) as image:
+                return functional.to_tensor(functional.resize(image.convert("RGB"), [224, 224])), 0
+        image = io.decode_jpeg(io.read_file(str(self.files[i])), mode=io.ImageReadMode.RGB)
+        return functional.resize(image, [224, 224], antialias=True).float().div_(255), 0
 
 
 class Paths(Dataset):
@@ -143,6 +166,13 @@ class Passes:
             batches += 1
         seconds = time.perf_counter() - begun
         return {"seconds": seconds, "batches": batches, "cpu": own_cpu() - busy}
+
+
+class Decoded(Passes):
+    """Decoders differ in the last bits, so that only samples are counted."""
+
+    def verify(self):
+        return {"samples": sum(len(images) for images, _ in self.loader)}
 
 
 class Start:
@@ -252,6 +282,10 @@ def cell(name, context):
         return Passes(Keyed(), batch_size=1, **options(1))
     if name == "big-2proc":
         return Passes(Cycled(numbers(BATCH, IMAGE).view(BATCH, 3, 224, 224), BATCH * BIG_BATCHES), batch_size=BATCH, **options(2))
+    if name == "jpeg-2proc":
+        return Decoded(Images("pillow"), batch_size=32, **options(2))
+    if name == "jpeg-2proc-torchvision":
+        return Decoded(Images("torchvision"), batch_size=32, **options(2))
     if name == "start-2spawn":
         return Start(TensorDataset(numbers(ROWS, WIDTH), torch.arange(ROWS) % 10), batch_size=BATCH, **options(2))
     if name == "ship-128mib":

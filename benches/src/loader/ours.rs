@@ -8,7 +8,9 @@ use std::path::Path;
 use std::process::{ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use leyden::data::{Array, Batching, DataLoader, DataLoaderBuilder, Dataset, Workers};
+use leyden::data::{
+    Array, Batching, DataLoader, DataLoaderBuilder, Dataset, ImageFolder, ImageTransform, Workers,
+};
 use leyden::{Error, Result};
 use leyden_process::shared::SharedStrings;
 use serde_json::{Value, json};
@@ -29,6 +31,10 @@ pub(crate) fn serve(cell: &str) -> Result<()> {
             let images = Rows::new(64, &[3, 224, 224], 64 * 48)?;
             passes(DataLoader::builder(images).batch_size(64).workers(Workers::spawn(2)), 1)
         }
+        "jpeg-2proc" => {
+            let images = ImageFolder::open(jpegs()?)?.transform(ImageTransform::new().resize_to(224, 224))?;
+            passes(DataLoader::builder(images).batch_size(32).workers(Workers::spawn(2)), 1)
+        }
         "start-2spawn" => {
             let rows = rows()?;
             starts(|| Ok(shuffled(rows.clone()).workers(Workers::spawn(2))))
@@ -44,6 +50,19 @@ pub(crate) fn serve(cell: &str) -> Result<()> {
         "death-p99" => deaths(),
         _ => Err(Error::msg(format!("no cell `{cell}`"))),
     }
+}
+
+/// A folder of 512 JPEG files of 500×375 pixels, which PyTorch's side makes: there is no encoder here.
+fn jpegs() -> Result<String> {
+    let python = std::env::var("LEYDEN_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/jpegs.py");
+    let made = Command::new(&python).arg(script).stderr(Stdio::inherit()).output()?;
+    if !made.status.success() {
+        return Err(Error::msg("the images could not be made")
+            .at("program", format_args!("{python} {script}"))
+            .hint("let LEYDEN_PYTHON name a Python with numpy and pillow"));
+    }
+    Ok(String::from_utf8_lossy(&made.stdout).trim().to_owned())
 }
 
 /// Whole epochs, with a consumer that does nothing; and one in which every byte is read.
