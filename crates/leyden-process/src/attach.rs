@@ -4,11 +4,17 @@
 //! descriptors those are is known to the thread that serialises: [`collect`] gathers them, [`provide`] hands them to
 //! the thread that deserialises in the other process. Outside of these two there is nothing to attach to, and such a
 //! value serialises its contents.
+//!
+//! Formats drop the words of serde's errors, so why a value refused to travel is kept beside them: [`refuse`].
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::thread::LocalKey;
+
+use crate::error::Error;
 
 thread_local! {
+    static REFUSAL: RefCell<Option<Error>> = const { RefCell::new(None) };
     static COLLECTED: RefCell<Option<Vec<OwnedFd>>> = const { RefCell::new(None) };
     static PROVIDED: RefCell<Option<Vec<OwnedFd>>> = const { RefCell::new(None) };
 }
@@ -54,10 +60,25 @@ pub fn attached(index: u32) -> Option<OwnedFd> {
     })
 }
 
-/// Puts a thread's list back as it was, also when the work panics.
-struct Restore(&'static std::thread::LocalKey<RefCell<Option<Vec<OwnedFd>>>>, Option<Option<Vec<OwnedFd>>>);
+/// Keeps why a value of this thread cannot be serialised or read; gives it in words, for serde's error.
+pub fn refuse(error: Error) -> String {
+    let words = error.to_string();
+    REFUSAL.replace(Some(error));
+    words
+}
 
-impl Drop for Restore {
+/// The newest refusal of this thread; told once.
+pub fn refusal() -> Option<Error> {
+    REFUSAL.take()
+}
+
+/// Puts a thread's list back as it was, also when the work panics.
+pub(crate) struct Restore<T: 'static>(
+    pub(crate) &'static LocalKey<RefCell<Option<Vec<T>>>>,
+    pub(crate) Option<Option<Vec<T>>>,
+);
+
+impl<T> Drop for Restore<T> {
     fn drop(&mut self) {
         self.0.replace(self.1.take().flatten());
     }

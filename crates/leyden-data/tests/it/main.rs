@@ -5,6 +5,7 @@ mod chaos;
 mod cursors;
 mod deaths;
 mod endings;
+mod functions;
 mod kinds;
 mod limits;
 mod results;
