@@ -235,7 +235,8 @@ impl<D: Dataset> Dataset for Take<D> {
 }
 
 /// The elements of a `Vec`, which are cloned one by one: for small items, and for tests. Arrays make a
-/// [`TensorDataset`](crate::TensorDataset) instead.
+/// [`TensorDataset`](crate::TensorDataset) instead. Each worker process has its own copy; of an `Array` among the elements
+/// that is large, all have the same.
 ///
 /// (A `Vec` is no data set by itself: `vec.get(index)` would mean another thing wherever [`Dataset`] is imported.)
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

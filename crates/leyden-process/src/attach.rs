@@ -46,6 +46,13 @@ pub fn attach(fd: BorrowedFd<'_>) -> Option<u32> {
     })
 }
 
+/// Whether this thread serialises inside of [`collect`] and so few descriptors go along yet that one more does no harm:
+/// each process has them all open.
+pub fn has_room() -> bool {
+    const FEW: usize = 64;
+    COLLECTED.with_borrow(|collected| collected.as_ref().is_some_and(|collected| collected.len() < FEW))
+}
+
 /// Runs `work` with these descriptors to be found by [`attached`].
 pub fn provide<T>(fds: Vec<OwnedFd>, work: impl FnOnce() -> T) -> T {
     let outer = PROVIDED.replace(Some(fds));
@@ -118,7 +125,8 @@ mod tests {
     fn outside_there_is_nothing_to_attach_to() {
         let file = File::open("/dev/null").unwrap();
         assert_eq!(attach(file.as_fd()), None);
-        assert!(attached(0).is_none());
+        assert!(attached(0).is_none() && !has_room());
+        assert!(collect(has_room).0);
         let _ = std::panic::catch_unwind(|| collect(|| panic!("while it serialises")));
         assert_eq!(attach(file.as_fd()), None);
     }

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod chaos;
+mod copies;
 mod cursors;
 mod deaths;
 mod endings;
