@@ -107,12 +107,14 @@ fn an_array_that_workers_share_may_be_written_to_in_each() {
         }
     }
 
+    let leftovers = Leftovers::before();
     let numbers: Array<u32> = (0..1 << 16).collect();
     for kind in Kind::EACH {
         let loader = kind.of(DataLoader::builder(Adding(numbers.clone())).batch_size(8)).build().unwrap();
         let read: Vec<u32> = loader.epoch(0).flat_map(|batch| batch.unwrap().data.into_vec()).collect();
         assert_eq!(read, (1..=64).collect::<Vec<_>>(), "{kind:?}");
     }
+    leftovers.assert_none();
 }
 
 #[test]
