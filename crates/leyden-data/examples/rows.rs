@@ -36,6 +36,7 @@ fn main() -> Result<()> {
         ("hold", [what]) => hold(kind, dataset, what),
         ("end", [how]) => end(kind, dataset, how),
         ("epoch", []) => epoch(kind, dataset),
+        ("epochs", [count]) => epochs(kind, dataset, count.parse()?),
         ("signals", []) => signals(kind, dataset),
         ("suspended", []) => suspended(kind, dataset),
         ("limited", [resource, most]) => limited(kind, dataset, resource, most.parse()?),
@@ -65,6 +66,16 @@ fn whole(loader: &DataLoader<Trouble>) -> Result<String> {
         hasher.add(&batch?.data);
     }
     Ok(format!("hash {:x}", hasher.finish()))
+}
+
+/// As many epochs, by a clone of the loader too; nothing is hidden by what is made ahead.
+fn epochs(kind: Kind, dataset: Trouble, count: usize) -> Result<()> {
+    let loader = loader(kind, &dataset).prefetch_factor(1).build()?;
+    for _ in 0..count {
+        whole(&loader)?;
+        whole(&loader.clone())?;
+    }
+    Ok(())
 }
 
 /// Waits to be killed.

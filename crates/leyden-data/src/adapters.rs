@@ -1,13 +1,15 @@
 //! Data sets made of data sets: other items, fewer, or several together.
 //!
-//! A data set that holds a function serves any loader whose workers are in this process. Functions are `Copy`: they
-//! capture nothing, or only what is copied with them. [`Subset`], [`Take`], [`ConcatDataset`] and [`Mix`] hold none, and
-//! are serialised with the data sets that they are made of.
+//! All of them are serialised with the data sets that they are made of. Functions are `Copy`: they capture nothing, or only
+//! what is copied with them. One that captures nothing crosses to worker processes, as a [`Function`] does; it goes into no
+//! file. One that captures something is an error when a loader with worker processes is built (`P0105`): what it needs
+//! belongs into a data set of your own, or threads do the work.
 
 mod streams;
 
 use std::fmt;
 
+use leyden_process::function::Function;
 use leyden_process::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +44,7 @@ pub trait DatasetExt: Dataset + Sized {
         U: Collate,
         F: Fn(Self::Item, &mut SampleCx) -> Result<U> + Send + Sync + Copy,
     {
-        Map { dataset: self, f }
+        Map { dataset: self, f: Function::new(f) }
     }
 
     /// The data set whose batches are `f` of this one's.
@@ -51,7 +53,7 @@ pub trait DatasetExt: Dataset + Sized {
         B: Send + 'static,
         F: Fn(Self::Batch) -> Result<B> + Send + Sync + Copy,
     {
-        MapBatch { dataset: self, f }
+        MapBatch { dataset: self, f: Function::new(f) }
     }
 
     /// The data set whose batches are made by `f` of this one's items (PyTorch: `DataLoader(collate_fn=…)`).
@@ -60,7 +62,7 @@ pub trait DatasetExt: Dataset + Sized {
         B: Send + 'static,
         F: Fn(Vec<Self::Item>) -> Result<B> + Send + Sync + Copy,
     {
-        CollateWith { dataset: self, f }
+        CollateWith { dataset: self, f: Function::new(f) }
     }
 
     /// The samples for which `keep` holds, in their order.
@@ -107,10 +109,14 @@ pub trait DatasetExt: Dataset + Sized {
 impl<D: Dataset> DatasetExt for D {}
 
 /// See [`DatasetExt::map`].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(bound(
+    serialize = "D: Serialize, F: Copy + Send + Sync + 'static",
+    deserialize = "D: Deserialize<'de>, F: Copy + Send + Sync + 'static"
+))]
 pub struct Map<D, F> {
     dataset: D,
-    f: F,
+    f: Function<F>,
 }
 
 impl<D, U, F> Dataset for Map<D, F>
@@ -136,10 +142,14 @@ where
 }
 
 /// See [`DatasetExt::map_batch`].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(bound(
+    serialize = "D: Serialize, F: Copy + Send + Sync + 'static",
+    deserialize = "D: Deserialize<'de>, F: Copy + Send + Sync + 'static"
+))]
 pub struct MapBatch<D, F> {
     dataset: D,
-    f: F,
+    f: Function<F>,
 }
 
 impl<D, B, F> Dataset for MapBatch<D, F>
@@ -165,10 +175,14 @@ where
 }
 
 /// See [`DatasetExt::collate_with`].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(bound(
+    serialize = "D: Serialize, F: Copy + Send + Sync + 'static",
+    deserialize = "D: Deserialize<'de>, F: Copy + Send + Sync + 'static"
+))]
 pub struct CollateWith<D, F> {
     dataset: D,
-    f: F,
+    f: Function<F>,
 }
 
 impl<D, B, F> Dataset for CollateWith<D, F>
@@ -221,7 +235,8 @@ impl<D: Dataset> Dataset for Take<D> {
 }
 
 /// The elements of a `Vec`, which are cloned one by one: for small items, and for tests. Arrays make a
-/// [`TensorDataset`](crate::TensorDataset) instead.
+/// [`TensorDataset`](crate::TensorDataset) instead. Each worker process has its own copy; of an `Array` among the elements
+/// that is large, all have the same.
 ///
 /// (A `Vec` is no data set by itself: `vec.get(index)` would mean another thing wherever [`Dataset`] is imported.)
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -695,7 +710,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_no_function_survives_serialisation() {
+    fn what_holds_no_function_can_also_be_written_to_files() {
         let mixed = ConcatDataset::new(vec![
             set([1, 2, 3]).take(2).mix([set([4, 5, 6]).take(3)], &[1.0, 2.0]).unwrap(),
         ])

@@ -1,8 +1,9 @@
 //! Arrays of numbers: what batches are made of.
 //!
 //! An [`Array`] is a shape and its elements in C order. Made while a worker process collates, it lies in the memory
-//! that the worker shares with the trainer, and crosses to it without a copy; made anywhere else it is a `Vec`. Code
-//! that makes or reads one does not see the difference.
+//! that the worker shares with the trainer, and crosses to it without a copy; made anywhere else it is a `Vec`. A large one
+//! that a data set holds is sent to worker processes once, and all of them map the same memory; who writes to it there gets
+//! a copy. Code that makes or reads an array does not see the difference.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -10,7 +11,8 @@ use std::ops::{Deref, DerefMut};
 use bytemuck::Pod;
 use half::{bf16, f16};
 use leyden_process::memory::Region;
-use leyden_process::{Error, Result};
+use leyden_process::shared::Shared;
+use leyden_process::{Error, Result, attach};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -48,6 +50,8 @@ enum Data<T> {
     Writing(Part),
     /// In a slot that is being read.
     Shared(Region),
+    /// Where several processes read it: the bytes of the elements.
+    Sealed(Shared<u8>),
 }
 
 impl<T: Element> Array<T> {
@@ -127,7 +131,7 @@ impl<T: Element> Array<T> {
     pub fn into_vec(self) -> Vec<T> {
         match self.data {
             Data::Heap(data) => data,
-            Data::Writing(_) | Data::Shared(_) => self.to_vec(),
+            Data::Writing(_) | Data::Shared(_) | Data::Sealed(_) => self.to_vec(),
         }
     }
 
@@ -175,15 +179,21 @@ impl<T: Element> Deref for Array<T> {
         match &self.data {
             Data::Heap(data) => data,
             Data::Writing(Part { region, .. }) | Data::Shared(region) => bytemuck::cast_slice(region),
+            Data::Sealed(bytes) => bytemuck::cast_slice(bytes),
         }
     }
 }
 
+/// An array that several processes read is copied to the heap when it is first written to.
 impl<T: Element> DerefMut for Array<T> {
     fn deref_mut(&mut self) -> &mut [T] {
+        if let Data::Sealed(_) = self.data {
+            self.data = Data::Heap(self.to_vec());
+        }
         match &mut self.data {
             Data::Heap(data) => data,
             Data::Writing(Part { region, .. }) | Data::Shared(region) => bytemuck::cast_slice_mut(region),
+            Data::Sealed(_) => unreachable!("it was just copied"),
         }
     }
 }
@@ -197,10 +207,15 @@ impl<'a, T: Element> IntoIterator for &'a Array<T> {
     }
 }
 
-/// A copy on the heap, wherever the original lies.
+/// A copy on the heap, wherever the original lies; of an array that several processes read no copy is made until it is
+/// written to.
 impl<T: Element> Clone for Array<T> {
     fn clone(&self) -> Self {
-        Self { shape: self.shape.clone(), data: Data::Heap(self.to_vec()) }
+        let data = match &self.data {
+            Data::Sealed(bytes) => Data::Sealed(bytes.clone()),
+            Data::Heap(_) | Data::Writing(_) | Data::Shared(_) => Data::Heap(self.to_vec()),
+        };
+        Self { shape: self.shape.clone(), data }
     }
 }
 
@@ -237,23 +252,33 @@ impl<T: Element> FromIterator<T> for Array<T> {
     }
 }
 
-/// Shape and elements; between a worker process and the trainer, where the elements lie.
+/// Shape and elements; between a worker process and the trainer, where the elements lie. From 64 KiB on an array that is
+/// sent to worker processes goes as memory that all of them map.
 impl<T: Element> Serialize for Array<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Some(reply) = place::reply() else {
-            return (&self.shape, Content::Elements(&self[..])).serialize(serializer);
-        };
-        let number = match &self.data {
-            Data::Writing(part) if part.reply == reply => part.number,
-            _ => {
-                let bytes: &[u8] = bytemuck::cast_slice(self);
+        (&self.shape, self.content::<S>()?).serialize(serializer)
+    }
+}
+
+impl<T: Element> Array<T> {
+    /// How the elements travel from here.
+    fn content<S: Serializer>(&self) -> Result<Content<&[T]>, S::Error> {
+        let bytes: &[u8] = bytemuck::cast_slice(self);
+        match (&self.data, place::reply()) {
+            (Data::Writing(part), Some(reply)) if part.reply == reply => Ok(Content::Shared(part.number)),
+            (_, Some(_)) => {
                 let part = place::claim(bytes.len()).map_err(S::Error::custom)?;
                 let mut part = part.ok_or_else(|| S::Error::custom("the slot is gone"))?;
                 part.region.copy_from_slice(bytes);
-                part.number
+                Ok(Content::Shared(part.number))
             }
-        };
-        (&self.shape, Content::<&[T]>::Shared(number)).serialize(serializer)
+            (Data::Sealed(sealed), None) if attach::has_room() => Ok(Content::Sealed(sealed.clone())),
+            (_, None) if bytes.len() >= SEALED_FROM && attach::has_room() => {
+                let sealed = Shared::from_slice(bytes);
+                sealed.map(Content::Sealed).map_err(|error| S::Error::custom(attach::refuse(error)))
+            }
+            (_, None) => Ok(Content::Elements(self)),
+        }
     }
 }
 
@@ -263,6 +288,7 @@ impl<'de, T: Element> Deserialize<'de> for Array<T> {
         let len = elements(&shape).map_err(D::Error::custom)?;
         let data = match content {
             Content::Elements(data) => Data::Heap(data),
+            Content::Sealed(bytes) => Data::Sealed(bytes),
             Content::Shared(number) => match place::find(number) {
                 None => return Err(D::Error::custom("an array's part of the batch is missing")),
                 Some(Found::Shared(region)) => Data::Shared(region),
@@ -276,6 +302,7 @@ impl<'de, T: Element> Deserialize<'de> for Array<T> {
             Data::Heap(data) => data.len() == len,
             // Aligned to more than any element asks for.
             Data::Writing(Part { region, .. }) | Data::Shared(region) => region.len() == len * size_of::<T>(),
+            Data::Sealed(bytes) => bytes.len() == len * size_of::<T>(),
         };
         if fits {
             Ok(Self { shape, data })
@@ -288,8 +315,14 @@ impl<'de, T: Element> Deserialize<'de> for Array<T> {
 #[derive(Serialize, Deserialize)]
 enum Content<E> {
     Elements(E),
+    /// The part of a reply with this number.
     Shared(u32),
+    /// What several processes read, as bytes.
+    Sealed(Shared<u8>),
 }
+
+/// Smaller arrays cost less as they are than as a file of memory pages.
+const SEALED_FROM: usize = 64 << 10;
 
 /// How many elements a shape has.
 fn elements(shape: &[usize]) -> Result<usize> {

@@ -48,8 +48,6 @@ pub const WORKER_STUCK: Code = Code::new("L0903", exit::WORKER_DIED);
 pub const WORKER_DIED: Code = Code::new("L0904", exit::WORKER_DIED);
 /// A sample kills the workers that load it.
 pub const POISON: Code = Code::new("L0905", exit::WORKER_DIED);
-/// The workers can take on no more batches.
-pub const BUSY: Code = Code::new("L0906", exit::TRAINING_FAILED);
 /// A batch of a worker process cannot be read.
 pub const BATCH_UNREADABLE: Code = Code::new("L0907", exit::TRAINING_FAILED);
 /// A batch cannot be handed over by a worker process.
@@ -148,7 +146,6 @@ mod tests {
             WORKER_STUCK,
             WORKER_DIED,
             POISON,
-            BUSY,
             LOADER_ENDED,
             STREAM_LENGTH,
             STREAM_PANICKED,

@@ -93,6 +93,12 @@ pub struct WorkerInfo {
     pub workers: usize,
 }
 
+impl std::fmt::Display for WorkerInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {}", self.worker, self.workers)
+    }
+}
+
 impl<D: Dataset> Dataset for Arc<D> {
     type Item = D::Item;
     type Batch = D::Batch;

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
-use leyden_process::{Error, Result};
+use leyden_process::{Error, Result, attach};
 use serde::{Deserialize, Serialize};
 
 use crate::array::Array;
@@ -69,8 +69,9 @@ pub struct ImageBatch {
 
 /// Grey images with labels, in memory: MNIST, Fashion-MNIST, KMNIST, or files of one's own. A clone shares the data.
 ///
-/// What was opened from files is serialised as their paths, and read again on the other side; what was made of bytes, as
-/// its data.
+/// Worker processes share the data too: it is in memory once for all of them. Elsewhere, what was opened from files is
+/// serialised as their paths, and read again on the other side; what was made of bytes, as its data. On systems other than
+/// Linux that holds for worker processes as well.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(into = "Description", try_from = "Description")]
 pub struct IdxImages {
@@ -99,8 +100,10 @@ enum Description {
 impl From<IdxImages> for Description {
     fn from(IdxImages { data, divisor, files }: IdxImages) -> Self {
         match files.as_deref() {
-            Some([images, labels]) => Self::Files { images: images.clone(), labels: labels.clone(), divisor },
-            None => Self::Memory { data, divisor },
+            Some([images, labels]) if !attach::has_room() => {
+                Self::Files { images: images.clone(), labels: labels.clone(), divisor }
+            }
+            _ => Self::Memory { data, divisor },
         }
     }
 }
@@ -122,8 +125,8 @@ impl TryFrom<Description> for IdxImages {
 struct Labelled {
     /// Images, height, width.
     shape: [usize; 3],
-    pixels: Vec<u8>,
-    labels: Vec<u8>,
+    pixels: Array<u8>,
+    labels: Array<u8>,
     classes: usize,
 }
 
@@ -178,7 +181,7 @@ impl IdxImages {
                 .hint("take both files from the same part: training or test"));
         }
         let classes = labels.data.iter().max().map_or(0, |&label| usize::from(label) + 1);
-        let (shape, pixels, labels) = ([n, height, width], images.data, labels.data);
+        let (shape, pixels, labels) = ([n, height, width], images.data.into(), labels.data.into());
         Ok(Self { data: Arc::new(Labelled { shape, pixels, labels, classes }), divisor: 255.0, files: None })
     }
 

@@ -13,8 +13,8 @@
 //! **Data sets.** In memory: [`TensorDataset`], [`VecDataset`]. In files: [`ImageFolder`], [`CsvDataset`],
 //! [`TarShards`], [`SafetensorsDataset`], and [`IdxImages`] for MNIST and its kin. Of others: [`DatasetExt`] and
 //! [`IterableDatasetExt`] have `map`, `filter`, `take` and `mix`, named as on `Iterator`; [`Subset`], [`ConcatDataset`],
-//! [`ChainDataset`]. All but those that hold a function can be serialised: what was opened from files as paths and an
-//! index, which is cheap to open again. Items become a batch by [`Collate`], which can be derived.
+//! [`ChainDataset`]. All of them can be sent to worker processes: what was opened from files as paths and an index, which is
+//! cheap to open again, and functions if they capture nothing. Items become a batch by [`Collate`], which can be derived.
 //!
 //! **Failure.** An error of one sample is the error of its batch, with the sample's index and place; a panic in a
 //! data set's code is such an error too. The loader stays usable after either, and an epoch has the number of

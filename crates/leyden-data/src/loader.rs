@@ -16,13 +16,14 @@ mod streams;
 mod task;
 mod threads;
 mod timings;
+mod waste;
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::iter::FusedIterator;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use leyden_process::{Error, Result};
@@ -35,10 +36,12 @@ pub(crate) use self::threads::Threads;
 pub use self::timings::Timings;
 
 use self::timings::Meter;
+use self::waste::Waste;
 use crate::batching::{Batching, EpochOrder};
-use crate::codes::{BUSY, STATE_MISMATCH};
+use crate::codes::STATE_MISMATCH;
 use crate::cursor::Cursor;
 use crate::dataset::Dataset;
+use crate::say::say;
 
 /// What a training step gets from a loader.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,6 +123,14 @@ pub struct DataLoader<D: Dataset> {
     ahead: usize,
     meter: Arc<Meter>,
     delivered: Arc<Mutex<Delivered>>,
+    told: Arc<Told>,
+}
+
+/// What is told once.
+struct Told {
+    waste: Waste,
+    /// More epochs at once than the workers have room for.
+    busy: Once,
 }
 
 /// The newest batch that was handed out: the place of the next one.
@@ -306,6 +317,7 @@ impl<D: Dataset> Clone for DataLoader<D> {
             ahead: self.ahead,
             meter: Arc::clone(&self.meter),
             delivered: Arc::default(),
+            told: Arc::clone(&self.told),
         }
     }
 }
@@ -333,7 +345,8 @@ impl<D: Dataset> fmt::Debug for DataLoader<D> {
 }
 
 /// The batches of one epoch; see [`DataLoader::epoch`]. After an error it goes on with the next batch. Several may live
-/// at once, each asking for its own batches ahead; with worker processes up to four.
+/// at once, each asking for its own batches ahead. Worker processes have room for four or more; the batches of further ones
+/// are made by whoever asks for them.
 #[must_use = "an epoch gives nothing until it is iterated"]
 pub struct Epoch<'a, D: Dataset> {
     loader: &'a DataLoader<D>,
@@ -421,10 +434,12 @@ impl<D: Dataset> Epoch<'_, D> {
             Some(Ahead::Failed(error)) => Err(error),
             None => {
                 self.unposted.next();
-                Err(Error::new(BUSY, "the workers are busy with other epochs of this loader")
-                    .at("batch", batch)
-                    .at("epoch", self.epoch)
-                    .hint("finish or drop epochs that are iterated at the same time, or build a loader for each"))
+                self.loader.told.busy.call_once(|| {
+                    say("leyden: the workers of a loader have no room for so many epochs at once: batches of the further ones are \
+                         made by whoever asks; finish or drop epochs that are not needed, or build a loader for each");
+                });
+                let task = self.task(batch)?;
+                load(self.loader.dataset(), &task, &())
             }
         }
     }
@@ -434,28 +449,41 @@ impl<D: Dataset> Iterator for Epoch<'_, D> {
     type Item = Result<Batch<D::Batch>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let batch = self.batches.next()?;
         let pause = self.handed.map(|handed| handed.elapsed()).unwrap_or_default();
+        self.next_after(pause)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.batches.size_hint()
+    }
+}
+
+impl<D: Dataset> Epoch<'_, D> {
+    /// The next batch, where the trainer has worked for `pause` since the one before.
+    fn next_after(&mut self, pause: Duration) -> Option<Result<Batch<D::Batch>>> {
+        let batch = self.batches.next()?;
         let span = tracing::debug_span!("leyden.batch", epoch = self.epoch, batch);
         let _entered = span.enter();
         let asked = Instant::now();
         let loaded = self.load(batch);
-        self.loader.meter.delivered(asked.elapsed(), pause, loaded.as_ref().ok());
+        let waited = asked.elapsed();
+        self.loader.meter.delivered(waited, pause, loaded.as_ref().ok());
         *self.loader.delivered.lock().unwrap_or_else(PoisonError::into_inner) =
             Delivered { epoch: self.epoch, next: batch + 1 };
         // Before the caller trains on this one: the workers have something to do meanwhile.
+        let posting = Instant::now();
         self.post_ahead();
-        self.handed = Some(Instant::now());
+        let handed = Instant::now();
+        self.handed = Some(handed);
+        if let Ok(loaded) = &loaded {
+            self.loader.told.waste.delivered(loaded.spent, waited + (handed - posting));
+        }
         Some(loaded.map(|Loaded { data, samples, padding, .. }| Batch {
             data,
             samples,
             padding,
             index: batch,
         }))
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        self.batches.size_hint()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use leyden_process::{Error, Result};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::array::{Array, Element};
@@ -10,7 +11,8 @@ use crate::codes::TENSOR_ROWS;
 use crate::dataset::{Dataset, SampleCx, out_of_range};
 
 /// Arrays in memory whose first dimension counts the samples (PyTorch: `TensorDataset`): one array, or a tuple of up to
-/// four. A clone shares the data.
+/// four. A clone shares the data. So do worker processes: large arrays are in memory once for all of them, however many
+/// there are.
 ///
 /// Items are mere places; a batch is gathered from the arrays in one copy. To change what is in a batch use
 /// [`map_batch`](crate::DatasetExt::map_batch).
@@ -91,35 +93,22 @@ impl<T> Clone for TensorDataset<T> {
 
 impl<T: Tensors> Serialize for TensorDataset<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        T::save(&self.data).serialize(serializer)
+        self.data.serialize(serializer)
     }
 }
 
 impl<'de, T: Tensors> Deserialize<'de> for TensorDataset<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let tensors = T::load(Vec::deserialize(deserializer)?);
-        tensors.and_then(Self::new).map_err(|error| serde::de::Error::custom(error.what()))
+        Self::new(T::deserialize(deserializer)?).map_err(|error| serde::de::Error::custom(error.what()))
     }
 }
 
 /// What a [`TensorDataset`] is made of: an [`Array`], or a tuple of one to four. Its batches are of the same type.
-pub trait Tensors: Send + Sync + Sized + 'static + sealed::Sealed {
+pub trait Tensors: Serialize + DeserializeOwned + Send + Sync + Sized + 'static + sealed::Sealed {
     #[doc(hidden)]
     fn shapes(&self) -> Vec<&[usize]>;
     #[doc(hidden)]
     fn gather(&self, rows: &[Row]) -> Result<Self>;
-    #[doc(hidden)]
-    fn save(&self) -> Vec<Saved>;
-    #[doc(hidden)]
-    fn load(saved: Vec<Saved>) -> Result<Self>;
-}
-
-/// An array's shape, and its elements as bytes.
-#[doc(hidden)]
-#[derive(Serialize, Deserialize)]
-pub struct Saved {
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
 }
 
 impl<T: Element> Tensors for Array<T> {
@@ -131,21 +120,6 @@ impl<T: Element> Tensors for Array<T> {
         let row = &self.shape()[1..];
         let each: usize = row.iter().product();
         Array::stack(row, rows.iter().map(|&Row(index)| &self[index * each..(index + 1) * each]))
-    }
-
-    fn save(&self) -> Vec<Saved> {
-        vec![Saved { shape: self.shape().to_vec(), bytes: bytemuck::cast_slice(self).to_vec() }]
-    }
-
-    fn load(saved: Vec<Saved>) -> Result<Self> {
-        let [Saved { shape, bytes }] = exactly(saved)?;
-        let mut array = Array::zeros(&shape)?;
-        let room: &mut [u8] = bytemuck::cast_slice_mut(&mut array);
-        if room.len() != bytes.len() {
-            return Err(not_saved());
-        }
-        room.copy_from_slice(&bytes);
-        Ok(array)
     }
 }
 
@@ -162,18 +136,6 @@ macro_rules! tuples {
                 fn gather(&self, rows: &[Row]) -> Result<Self> {
                     Ok(($(self.$index.gather(rows)?,)+))
                 }
-
-                fn save(&self) -> Vec<Saved> {
-                    let mut saved = Vec::new();
-                    $(saved.extend(self.$index.save());)+
-                    saved
-                }
-
-                #[allow(non_snake_case, reason = "the type parameters name the columns")]
-                fn load(saved: Vec<Saved>) -> Result<Self> {
-                    let [$($part),+] = exactly(saved)?;
-                    Ok(($(Array::load(vec![$part])?,)+))
-                }
             }
 
             impl<$($part: Element),+> sealed::Sealed for ($(Array<$part>,)+) {}
@@ -182,14 +144,6 @@ macro_rules! tuples {
 }
 
 tuples! { (A 0) (A 0, B 1) (A 0, B 1, C 2) (A 0, B 1, C 2, D 3) }
-
-fn exactly<const N: usize>(saved: Vec<Saved>) -> Result<[Saved; N]> {
-    saved.try_into().map_err(|_| not_saved())
-}
-
-fn not_saved() -> Error {
-    Error::new(TENSOR_ROWS, "these are not the bytes of a tensor data set of this type")
-}
 
 mod sealed {
     /// Rows are gathered by code that this crate can vouch for.
@@ -245,6 +199,12 @@ mod tests {
         let (x, y) = rows(&back, &[2, 0]);
         assert_eq!((&x[..], &y[..]), (&[3.0, 1.5][..], &[3, 1][..]));
         assert!(back.tensors().0[1].is_nan());
-        assert!(postcard::from_bytes::<TensorDataset<Array<f32>>>(&bytes).is_err());
+        for end in 0..bytes.len() {
+            let short = postcard::from_bytes::<TensorDataset<(Array<f32>, Array<i64>)>>(&bytes[..end]);
+            assert!(short.is_err(), "{end} of {} bytes", bytes.len());
+        }
+        let uneven = (Array::from(vec![1.5_f32]), Array::from(vec![1_i64, 2]));
+        let bytes = postcard::to_allocvec(&uneven).unwrap();
+        assert!(postcard::from_bytes::<TensorDataset<(Array<f32>, Array<i64>)>>(&bytes).is_err());
     }
 }

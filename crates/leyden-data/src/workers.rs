@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use leyden_process::spawn::Start;
 use leyden_process::{Result, contain};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use crate::dataset::{Dataset, SampleCx};
+use crate::dataset::{Dataset, SampleCx, WorkerInfo};
 use crate::loader::{Backend, Limits, Processes, Staff, Threads};
 use crate::say::say;
 
@@ -81,7 +81,7 @@ pub trait WorkersFor<D: Dataset>: Send + Sync {
 
     /// What they turn out to be for this data set and batches of that many samples, where that is not settled yet.
     #[doc(hidden)]
-    fn settle(&self, dataset: &D, batch_size: usize) -> Option<Box<dyn WorkersFor<D>>> {
+    fn settle(&self, dataset: &D, batch_size: &dyn Fn() -> usize) -> Option<Box<dyn WorkersFor<D>>> {
         let _ = (dataset, batch_size);
         None
     }
@@ -108,6 +108,28 @@ pub struct CrewPlan {
     pub(crate) batch_bytes: Option<u64>,
     /// Whether samples that fail are left out.
     pub(crate) skip_bad: bool,
+    pub(crate) part: Part,
+}
+
+/// Which of a loader's workers are started: all, or that of one part of a stream loader.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Part(pub(crate) Option<Whole>);
+
+/// A worker's number among those of all parts.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Whole {
+    pub(crate) worker: usize,
+    pub(crate) workers: usize,
+}
+
+impl Part {
+    /// Worker `worker` of the `workers` of this part, among all.
+    pub(crate) fn worker(self, worker: usize, workers: usize) -> WorkerInfo {
+        match self.0 {
+            None => WorkerInfo { worker, workers },
+            Some(whole) => WorkerInfo { worker: whole.worker + worker, workers: whole.workers },
+        }
+    }
 }
 
 /// Workers, started.
@@ -156,7 +178,7 @@ impl<D: Dataset + 'static> WorkersFor<D> for ThreadWorkers {
         if self.threads == 0 {
             return Ok(None);
         }
-        Ok(Some(Started(Arc::new(Threads::start(Arc::clone(dataset), self.threads, plan.limits)?))))
+        Ok(Some(Started(Arc::new(Threads::start(Arc::clone(dataset), self.threads, plan)?))))
     }
 }
 
@@ -173,8 +195,8 @@ impl<D: Dataset + 'static> WorkersFor<D> for AutoWorkers {
         Box::new(Workers::threads(1))
     }
 
-    fn settle(&self, dataset: &D, batch_size: usize) -> Option<Box<dyn WorkersFor<D>>> {
-        let Some(batch) = measure(dataset, batch_size) else {
+    fn settle(&self, dataset: &D, batch_size: &dyn Fn() -> usize) -> Option<Box<dyn WorkersFor<D>>> {
+        let Some(batch) = measure(dataset, batch_size()) else {
             // What failed says so when its batch is made.
             return Some(Box::new(Workers::inline()));
         };

@@ -4,11 +4,17 @@
 //! descriptors those are is known to the thread that serialises: [`collect`] gathers them, [`provide`] hands them to
 //! the thread that deserialises in the other process. Outside of these two there is nothing to attach to, and such a
 //! value serialises its contents.
+//!
+//! Formats drop the words of serde's errors, so why a value refused to travel is kept beside them: [`refuse`].
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::thread::LocalKey;
+
+use crate::error::Error;
 
 thread_local! {
+    static REFUSAL: RefCell<Option<Error>> = const { RefCell::new(None) };
     static COLLECTED: RefCell<Option<Vec<OwnedFd>>> = const { RefCell::new(None) };
     static PROVIDED: RefCell<Option<Vec<OwnedFd>>> = const { RefCell::new(None) };
 }
@@ -40,6 +46,13 @@ pub fn attach(fd: BorrowedFd<'_>) -> Option<u32> {
     })
 }
 
+/// Whether this thread serialises inside of [`collect`] and so few descriptors go along yet that one more does no harm:
+/// each process has them all open.
+pub fn has_room() -> bool {
+    const FEW: usize = 64;
+    COLLECTED.with_borrow(|collected| collected.as_ref().is_some_and(|collected| collected.len() < FEW))
+}
+
 /// Runs `work` with these descriptors to be found by [`attached`].
 pub fn provide<T>(fds: Vec<OwnedFd>, work: impl FnOnce() -> T) -> T {
     let outer = PROVIDED.replace(Some(fds));
@@ -54,10 +67,25 @@ pub fn attached(index: u32) -> Option<OwnedFd> {
     })
 }
 
-/// Puts a thread's list back as it was, also when the work panics.
-struct Restore(&'static std::thread::LocalKey<RefCell<Option<Vec<OwnedFd>>>>, Option<Option<Vec<OwnedFd>>>);
+/// Keeps why a value of this thread cannot be serialised or read; gives it in words, for serde's error.
+pub fn refuse(error: Error) -> String {
+    let words = error.to_string();
+    REFUSAL.replace(Some(error));
+    words
+}
 
-impl Drop for Restore {
+/// The newest refusal of this thread; told once.
+pub fn refusal() -> Option<Error> {
+    REFUSAL.take()
+}
+
+/// Puts a thread's list back as it was, also when the work panics.
+pub(crate) struct Restore<T: 'static>(
+    pub(crate) &'static LocalKey<RefCell<Option<Vec<T>>>>,
+    pub(crate) Option<Option<Vec<T>>>,
+);
+
+impl<T> Drop for Restore<T> {
     fn drop(&mut self) {
         self.0.replace(self.1.take().flatten());
     }
@@ -97,7 +125,8 @@ mod tests {
     fn outside_there_is_nothing_to_attach_to() {
         let file = File::open("/dev/null").unwrap();
         assert_eq!(attach(file.as_fd()), None);
-        assert!(attached(0).is_none());
+        assert!(attached(0).is_none() && !has_room());
+        assert!(collect(has_room).0);
         let _ = std::panic::catch_unwind(|| collect(|| panic!("while it serialises")));
         assert_eq!(attach(file.as_fd()), None);
     }

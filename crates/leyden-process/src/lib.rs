@@ -24,6 +24,7 @@ mod control;
 pub mod entry;
 pub mod error;
 pub mod exit;
+pub mod function;
 #[cfg(not(leyden_portable))]
 pub mod futex;
 pub mod guarded;

@@ -23,7 +23,7 @@ use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 
 use crate::memory::available_bytes;
-use crate::{Error, Result, codes};
+use crate::{Error, Result, attach, codes};
 
 #[cfg_attr(leyden_portable, path = "shared/heap.rs")]
 #[cfg_attr(not(leyden_portable), path = "shared/file.rs")]
@@ -140,7 +140,7 @@ impl<T: Pod> Serialize for Shared<T> {
 
 impl<'de, T: Pod> Deserialize<'de> for Shared<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let of_error = |error: Error| de::Error::custom(format!("{error:?}"));
+        let of_error = |error: Error| de::Error::custom(attach::refuse(error));
         match Travelling::<Bytes<Vec<u8>>>::deserialize(deserializer)? {
             Travelling::Attached { number, bytes } => {
                 let sealed = Sealed::attached(number, usize::try_from(bytes).map_err(de::Error::custom)?)

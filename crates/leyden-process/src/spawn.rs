@@ -28,7 +28,7 @@ use crate::stderr::{Janitor, Tail};
 use crate::supervise::{self, BLIND, Cause, Ended, Process, said};
 use crate::sys::{self, Resource};
 use crate::worker::{Entry, Hello, Work, send_message};
-use crate::{attach, image, threads};
+use crate::{attach, function, image, threads};
 
 use back_end::{Source, There};
 #[cfg(not(leyden_portable))]
@@ -503,10 +503,15 @@ where
     F: Fn(A, Parent) -> Result<()> + Copy + Send + Sync + 'static,
     A: DeserializeOwned + Send + 'static,
 {
-    let value = attach::provide(attached, || postcard::from_bytes::<A>(argument)).map_err(|error| {
-        Error::new(ARGUMENT, "the argument of a job cannot be deserialised")
+    attach::refusal();
+    let value = function::receiving(argument, |argument| {
+        attach::provide(attached, || postcard::from_bytes::<A>(argument))
+    })?
+    .map_err(|error| match attach::refusal() {
+        Some(refusal) => refusal.at("type", type_name::<A>()),
+        None => Error::new(ARGUMENT, "the argument of a job cannot be deserialised")
             .at("type", type_name::<A>())
-            .because(&error)
+            .because(&error),
     })?;
     let function = value_of(PhantomData::<F>);
     Ok(Box::new(move |parent| function(value, parent)))

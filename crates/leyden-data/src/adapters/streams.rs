@@ -3,6 +3,7 @@
 use std::fmt;
 
 use leyden_process::Result;
+use leyden_process::function::Function;
 use serde::{Deserialize, Serialize};
 
 use super::{Drawn, Proportions, collate_drawn, some_datasets};
@@ -23,7 +24,7 @@ pub trait IterableDatasetExt: IterableDataset + Sized {
         U: Collate,
         F: Fn(Self::Item, &mut SampleRng) -> Result<U> + Send + Sync + Copy,
     {
-        MapStream { dataset: self, f }
+        MapStream { dataset: self, f: Function::new(f) }
     }
 
     /// The streams without the items for which `keep` does not hold.
@@ -31,7 +32,7 @@ pub trait IterableDatasetExt: IterableDataset + Sized {
     where
         F: Fn(&Self::Item) -> bool + Send + Sync + Copy,
     {
-        FilterStream { dataset: self, keep }
+        FilterStream { dataset: self, keep: Function::new(keep) }
     }
 
     /// The first `n` items **of each shard**; of all shards together it would depend on who reads which.
@@ -60,10 +61,14 @@ pub trait IterableDatasetExt: IterableDataset + Sized {
 impl<D: IterableDataset> IterableDatasetExt for D {}
 
 /// See [`IterableDatasetExt::map`].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(bound(
+    serialize = "D: Serialize, F: Copy + Send + Sync + 'static",
+    deserialize = "D: Deserialize<'de>, F: Copy + Send + Sync + 'static"
+))]
 pub struct MapStream<D, F> {
     dataset: D,
-    f: F,
+    f: Function<F>,
 }
 
 impl<D, U, F> IterableDataset for MapStream<D, F>
@@ -94,10 +99,14 @@ where
 }
 
 /// See [`IterableDatasetExt::filter`].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(bound(
+    serialize = "D: Serialize, F: Copy + Send + Sync + 'static",
+    deserialize = "D: Deserialize<'de>, F: Copy + Send + Sync + 'static"
+))]
 pub struct FilterStream<D, F> {
     dataset: D,
-    keep: F,
+    keep: Function<F>,
 }
 
 impl<D, F> IterableDataset for FilterStream<D, F>
@@ -114,7 +123,7 @@ where
 
     fn stream(&self, shard: usize, cx: StreamCx) -> Result<Stream<'_, D::Item>> {
         let items = self.dataset.stream(shard, cx)?;
-        Ok(Box::new(items.filter(|item| item.as_ref().map_or(true, &self.keep))))
+        Ok(Box::new(items.filter(|item| item.as_ref().map_or(true, &*self.keep))))
     }
 
     fn collate(&self, items: Vec<D::Item>) -> Result<D::Batch> {
@@ -310,14 +319,15 @@ where
     I: Iterator<Item = Result<T>> + Send + 'static,
     F: Fn(usize, StreamCx) -> Result<I> + Send + Sync + Copy,
 {
-    StreamFn { shards, f }
+    StreamFn { shards, f: Function::new(f) }
 }
 
 /// See [`stream_fn`].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(bound = "F: Copy + Send + Sync + 'static")]
 pub struct StreamFn<F> {
     shards: usize,
-    f: F,
+    f: Function<F>,
 }
 
 impl<T, I, F> IterableDataset for StreamFn<F>

@@ -8,13 +8,14 @@ use leyden_process::entry::Role;
 use leyden_process::{Error, Result};
 
 use super::timings::Meter;
-use super::{Crew, DataLoader, Limits};
+use super::waste::Waste;
+use super::{Crew, DataLoader, Limits, Told};
 use crate::batching::{Batching, Tail};
 use crate::codes::LOADER_ARGUMENT;
 use crate::dataset::Dataset;
 use crate::sampler::{BatchSampler, Sampler};
 use crate::say::say;
-use crate::workers::{CrewPlan, Started, Workers, WorkersFor, cores};
+use crate::workers::{CrewPlan, Part, Started, Whole, Workers, WorkersFor, cores};
 
 /// What becomes of a sample that fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +49,7 @@ pub struct DataLoaderBuilder<D: Dataset> {
     persistent: bool,
     limits: Limits,
     batch_bytes: Option<u64>,
+    part: Part,
 }
 
 /// The batching that a sampler gives for a data set of that many samples.
@@ -73,6 +75,7 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
             persistent: true,
             limits: Limits::default(),
             batch_bytes: None,
+            part: Part::default(),
         }
     }
 
@@ -152,8 +155,9 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
         self
     }
 
-    pub(super) fn boxed_workers(mut self, workers: Box<dyn WorkersFor<D>>) -> Self {
-        self.workers = workers;
+    /// One worker of several, each of which has a loader.
+    pub(super) fn part(mut self, worker: Box<dyn WorkersFor<D>>, place: Whole) -> Self {
+        (self.workers, self.part) = (worker, Part(Some(place)));
         self
     }
 
@@ -226,12 +230,18 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
             limits,
             batch_bytes,
             world_size,
+            part,
             ..
         } = self;
         let dataset = Arc::new(dataset);
         let workers = match within_worker() {
             true => Box::new(Workers::inline()),
-            false => workers.settle(&dataset, batching.step() / world_size).unwrap_or(workers),
+            false => {
+                // A batch sampler does not say how large its batches are.
+                let first = || batching.epoch(seed.unwrap_or(0), 0)?.batch(0);
+                let samples = || first().map_or(batching.step() / world_size, |batch| batch.indices.len());
+                workers.settle(&dataset, &samples).unwrap_or(workers)
+            }
         };
         let count = workers.count();
         warn_of_waste(count);
@@ -240,6 +250,7 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
             ahead: count * prefetch_factor.unwrap_or(PREFETCH),
             batch_bytes,
             skip_bad: bad_sample == BadSample::Skip,
+            part,
         };
         let start = {
             let dataset = Arc::clone(&dataset);
@@ -263,6 +274,11 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
             ahead: plan.ahead,
             meter: Arc::new(Meter::new(count.max(1))),
             delivered: Arc::default(),
+            told: Arc::new(Told {
+                // One part speaks for all.
+                waste: Waste::new(count > 0 && part.0.is_none_or(|whole| whole.worker == 0)),
+                busy: Once::new(),
+            }),
         })
     }
 

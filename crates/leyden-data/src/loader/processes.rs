@@ -24,13 +24,14 @@ use crate::codes::{
 use crate::dataset::{Dataset, WorkerInfo};
 use crate::place;
 use crate::say::say;
-use crate::workers::CrewPlan;
+use crate::workers::{CrewPlan, Part};
 
 /// The pool, with the tasks that were posted to it.
 pub(crate) struct Processes {
     pool: Pool,
     tasks: Mutex<BTreeMap<u64, Task>>,
     workers: usize,
+    part: Part,
     restarts: usize,
     /// Batches that may lie in shared memory at once after they were handed out; more are copied out of it.
     loans: usize,
@@ -47,7 +48,7 @@ impl Processes {
         D: Dataset + Serialize + DeserializeOwned + 'static,
         D::Batch: Serialize + DeserializeOwned,
     {
-        let work = Loading::of(dataset);
+        let work = Loading::of(dataset, plan.part);
         Self::with(staff, plan, |options| Pool::start(&work, options))
     }
 
@@ -60,7 +61,7 @@ impl Processes {
         D: Dataset + 'static,
         D::Batch: Serialize + DeserializeOwned,
     {
-        let work = Arc::new(Loading::of(dataset));
+        let work = Arc::new(Loading::of(dataset, plan.part));
         Self::with(staff, plan, |options| Pool::fork(Arc::clone(&work), options))
     }
 
@@ -74,7 +75,10 @@ impl Processes {
                 .hint("lower `prefetch_factor`: 2 to 4 are enough unless samples are very uneven"));
         }
         let mut options = PoolOptions {
-            name: "leyden data".to_owned(),
+            name: plan
+                .part
+                .0
+                .map_or("leyden data".to_owned(), |whole| format!("leyden data {}", whole.worker)),
             from: staff.from,
             workers: staff.workers,
             threads_each: staff.threads_each,
@@ -108,6 +112,7 @@ impl Processes {
             pool,
             tasks: Mutex::default(),
             workers: staff.workers,
+            part: plan.part,
             restarts: plan.limits.restarts,
             loans,
             copies: AtomicBool::new(false),
@@ -144,8 +149,10 @@ impl Processes {
             }
             None => Error::new(WORKER_DIED, "a worker process died"),
         };
-        let error =
-            error.at("worker", format_args!("{} of {}, pid {}", death.worker, self.workers, death.pid));
+        let error = error.at(
+            "worker",
+            format_args!("{}, pid {}", self.part.worker(death.worker, self.workers), death.pid),
+        );
         let error = if death.stuck.is_none() { error.at("cause", death.ended.cause) } else { error };
         let error = match (sample, phase) {
             (Some(sample), _) => error.at("sample", sample),
@@ -291,23 +298,24 @@ fn located(error: Error, task: &Task) -> Error {
 }
 
 /// The data set in a worker, and which worker that is.
-struct Loading<D>(Arc<D>, OnceLock<WorkerInfo>);
+struct Loading<D>(Arc<D>, Part, OnceLock<WorkerInfo>);
 
 impl<D> Loading<D> {
-    fn of(dataset: &Arc<D>) -> Self {
-        Self(Arc::clone(dataset), OnceLock::new())
+    fn of(dataset: &Arc<D>, part: Part) -> Self {
+        Self(Arc::clone(dataset), part, OnceLock::new())
     }
 }
 
 impl<D: Serialize> Serialize for Loading<D> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(serializer)
+        (&self.0, self.1).serialize(serializer)
     }
 }
 
 impl<'de, D: Deserialize<'de>> Deserialize<'de> for Loading<D> {
     fn deserialize<T: Deserializer<'de>>(deserializer: T) -> Result<Self, T::Error> {
-        Ok(Self(Arc::new(D::deserialize(deserializer)?), OnceLock::new()))
+        let (dataset, part) = Deserialize::deserialize(deserializer)?;
+        Ok(Self(Arc::new(dataset), part, OnceLock::new()))
     }
 }
 
@@ -317,13 +325,12 @@ where
     D::Batch: Serialize,
 {
     fn start(&self, worker: usize, workers: usize) -> Result<()> {
-        initialise(&*self.0, self.1.get_or_init(|| WorkerInfo { worker, workers }))
+        initialise(&*self.0, self.2.get_or_init(|| self.1.worker(worker, workers)))
     }
 
     fn run(&self, slot: &Slot) -> Result<Vec<u8>> {
-        let by = self.1.get().map_or_else(String::new, |worker| {
-            format!("{} of {}, pid {}", worker.worker, worker.workers, std::process::id())
-        });
+        let by =
+            self.2.get().map_or_else(String::new, |worker| format!("{worker}, pid {}", std::process::id()));
         place::writing(slot.writer(), || self.make(slot)).map_err(|error| error.at_if_absent("worker", by))
     }
 }

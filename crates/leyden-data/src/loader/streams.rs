@@ -15,6 +15,7 @@ use std::fmt;
 use std::iter::FusedIterator;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use leyden_process::{Error, Result, contain};
 use ouroboros::self_referencing;
@@ -27,7 +28,7 @@ use crate::dataset::{Dataset, SampleCx};
 use crate::iterable::{IterableDataset, Stream, StreamCx};
 use crate::permutation::Permutation;
 use crate::rng::mix;
-use crate::workers::{Workers, WorkersFor};
+use crate::workers::{Whole, Workers, WorkersFor};
 
 /// Batches of a data set that is streams (PyTorch: `DataLoader` of an `IterableDataset`).
 ///
@@ -208,7 +209,8 @@ impl<D: IterableDataset + 'static> StreamLoaderBuilder<D> {
                 for lane in mine() {
                     part.add(lane, lanes[lane].clone(), counts[lane]);
                 }
-                let builder = DataLoader::builder(part).boxed_workers(self.workers.one());
+                let place = Whole { worker, workers: workers.max(1) };
+                let builder = DataLoader::builder(part).part(self.workers.one(), place);
                 self.settings.iter().fold(builder, |builder, setting| setting(builder)).build()
             })
             .collect::<Result<Vec<_>>>()?;
@@ -294,7 +296,8 @@ impl<D: IterableDataset + 'static> Loader<D::Batch> for StreamLoader<D> {
             done[locate(&self.counts, batch).0 % self.parts.len()] += 1;
         }
         let parts = self.parts.iter().zip(done).map(|(part, done)| part.epoch_from(epoch, done)).collect();
-        Box::new(Streamed { counts: &self.counts, parts, batches: from..self.len() })
+        let trained = vec![Duration::ZERO; self.parts.len()];
+        Box::new(Streamed { counts: &self.counts, parts, trained, handed: None, batches: from..self.len() })
     }
 
     fn set_sequential(&mut self) {
@@ -332,6 +335,10 @@ impl<D: IterableDataset + 'static> fmt::Debug for StreamLoaderBuilder<D> {
 struct Streamed<'a, D: IterableDataset + 'static> {
     counts: &'a [usize],
     parts: Vec<Epoch<'a, Lanes<D>>>,
+    /// How long the trainer has worked since the newest batch of each part.
+    trained: Vec<Duration>,
+    /// When the newest batch of all was handed out.
+    handed: Option<Instant>,
     batches: Range<usize>,
 }
 
@@ -342,9 +349,14 @@ impl<D: IterableDataset + 'static> Iterator for Streamed<'_, D> {
         let index = self.batches.next()?;
         let (lane, _) = locate(self.counts, index);
         let part = lane % self.parts.len();
-        let batch = self.parts[part].next().unwrap_or_else(|| {
+        // What other parts are waited for is no work of the trainer's.
+        let pause = self.handed.map(|handed| handed.elapsed()).unwrap_or_default();
+        self.trained.iter_mut().for_each(|trained| *trained += pause);
+        let trained = std::mem::take(&mut self.trained[part]);
+        let batch = self.parts[part].next_after(trained).unwrap_or_else(|| {
             Err(Error::new(STREAM_LENGTH, "a part of the streams ended before its length").at("lane", lane))
         });
+        self.handed = Some(Instant::now());
         Some(
             batch
                 .map(|Batch { data: (data, samples), .. }| Batch { data, samples, padding: 0, index })

@@ -121,9 +121,7 @@ pub(crate) fn load<D: Dataset>(
 /// # Errors
 /// `L0902` with the cause if it fails or panics.
 pub(crate) fn initialise<D: Dataset>(dataset: &D, worker: &WorkerInfo) -> Result<()> {
-    let failed = |what: &str| {
-        Error::new(WORKER_INIT, what).at("worker", format_args!("{} of {}", worker.worker, worker.workers))
-    };
+    let failed = |what: &str| Error::new(WORKER_INIT, what).at("worker", worker);
     contain(|| dataset.worker_init(worker))
         .unwrap_or_else(|panic| Err(panic.explain(failed("the data set panicked in `worker_init`"))))
         .map_err(|error| {

@@ -18,6 +18,7 @@ use super::{Backend, Limits};
 use crate::codes::{WORKER_INIT, WORKER_START, WORKER_STUCK};
 use crate::dataset::{Dataset, WorkerInfo};
 use crate::say::say;
+use crate::workers::{CrewPlan, Part};
 
 /// The pool. Dropping it ends its threads; one that is stuck is given up after [`FAREWELL`].
 pub(crate) struct Threads<D: Dataset + 'static> {
@@ -27,6 +28,7 @@ pub(crate) struct Threads<D: Dataset + 'static> {
 struct Inner<D: Dataset> {
     dataset: Arc<D>,
     workers: usize,
+    part: Part,
     limits: Limits,
     state: Mutex<State<D::Batch>>,
     /// Something is to be done, or the pool ends.
@@ -83,7 +85,7 @@ impl<D: Dataset + 'static> Threads<D> {
     ///
     /// # Errors
     /// `L0901` if a thread cannot be started, `L0902` with the cause if a `worker_init` fails, panics or does not end.
-    pub(crate) fn start(dataset: Arc<D>, workers: usize, limits: Limits) -> Result<Self> {
+    pub(crate) fn start(dataset: Arc<D>, workers: usize, plan: &CrewPlan) -> Result<Self> {
         let state = State {
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
@@ -97,7 +99,8 @@ impl<D: Dataset + 'static> Threads<D> {
         let inner = Inner {
             dataset,
             workers,
-            limits,
+            part: plan.part,
+            limits: plan.limits,
             state: Mutex::new(state),
             work: Condvar::new(),
             done: Condvar::new(),
@@ -135,8 +138,8 @@ impl<D: Dataset + 'static> Inner<D> {
         state.alive.insert(worker, number);
         state.starting.insert(number, Lived::default());
         drop(state);
-        let started = thread::Builder::new().name(format!("leyden data {worker}")).spawn(move || {
-            let info = WorkerInfo { worker, workers: inner.workers };
+        let info = self.info(worker);
+        let started = thread::Builder::new().name(format!("leyden data {}", info.worker)).spawn(move || {
             let ready = initialise(&*inner.dataset, &info);
             let mut state = inner.lock();
             // Where it took too long, somebody else has its place.
@@ -159,10 +162,15 @@ impl<D: Dataset + 'static> Inner<D> {
             state.starting.remove(&number);
             self.leave(state, worker, number);
             Error::new(WORKER_START, "a worker thread cannot be started")
-                .at("worker", format_args!("{worker} of {}", self.workers))
+                .at("worker", info)
                 .because(&error)
                 .hint("use fewer workers, or raise the limit on threads (`ulimit -u`)")
         })
+    }
+
+    /// A worker among all of the loader's.
+    fn info(&self, worker: usize) -> WorkerInfo {
+        self.part.worker(worker, self.workers)
     }
 
     /// A thread ends.
@@ -188,7 +196,7 @@ impl<D: Dataset + 'static> Inner<D> {
                 state.alive.remove(&worker);
                 state.failure.get_or_insert_with(|| {
                     Error::new(WORKER_INIT, "a worker's `worker_init` does not end")
-                        .at("worker", format_args!("{worker} of {}", self.workers))
+                        .at("worker", self.info(worker))
                         .at("limit", format_args!("{limit:?}"))
                 });
             }
@@ -214,9 +222,8 @@ impl<D: Dataset + 'static> Inner<D> {
             };
             state.running.insert(ticket, running);
             drop(state);
-            let loaded = load(&*self.dataset, &task, &*place).map_err(|error| {
-                error.at_if_absent("worker", format_args!("{worker} of {} threads", self.workers))
-            });
+            let loaded = load(&*self.dataset, &task, &*place)
+                .map_err(|error| error.at_if_absent("worker", format_args!("{} threads", self.info(worker))));
             state = self.lock();
             match state.running.remove(&ticket) {
                 // Withdrawn, but this thread is as good as ever.
@@ -239,7 +246,11 @@ impl<D: Dataset + 'static> Inner<D> {
             let lived = running.clock.tick();
             if lived >= warn && !running.warned {
                 running.warned = true;
-                say(&format!("leyden: warning[{WORKER_STUCK}]: {} for {lived:.0?}", running.describe()));
+                let worker = self.info(running.worker).worker;
+                say(&format!(
+                    "leyden: warning[{WORKER_STUCK}]: {} for {lived:.0?}",
+                    running.describe(worker)
+                ));
             }
         }
         let (&ticket, _) = state.running.iter().find(|(_, running)| running.clock.lived() >= stuck)?;
@@ -252,7 +263,7 @@ impl<D: Dataset + 'static> Inner<D> {
         let replaced = self.start_thread(running.worker);
         let (_, item) = running.place.read();
         let error = Error::new(WORKER_STUCK, "a worker thread is stuck in the data set's code")
-            .at("in", running.describe())
+            .at("in", running.describe(self.info(running.worker).worker))
             .at("limit", format_args!("{:?}", self.limits.stuck));
         let error = match running.task.indices.indices.get(item) {
             Some(sample) => error.at("sample", sample),
@@ -261,7 +272,7 @@ impl<D: Dataset + 'static> Inner<D> {
         let error = error
             .at("batch", running.task.batch)
             .at("epoch", running.task.epoch)
-            .at("worker", format_args!("{} of {} threads", running.worker, self.workers))
+            .at("worker", format_args!("{} threads", self.info(running.worker)))
             .why("a thread cannot be ended from outside: it was given up, and another works in its place")
             .hint("look at what `get` waits for there (a network file system, a lock, a child process), or raise `.timeout(..)`")
             .hint("`Workers::spawn(n)` runs the data set in processes, which can be ended");
@@ -274,18 +285,17 @@ impl<D: Dataset + 'static> Inner<D> {
 
 impl Running {
     /// What the thread does, and for which sample.
-    fn describe(&self) -> String {
+    fn describe(&self, worker: usize) -> String {
         let (phase, item) = self.place.read();
         let name = phase.map_or("no phase yet", Phase::name);
         let Task { batch, epoch, indices, .. } = &self.task;
         match (phase, indices.indices.get(item)) {
             (Some(Phase::Get), Some(sample)) => {
                 format!(
-                    "worker thread {} in `{name}` of sample {sample} (batch {batch}, epoch {epoch})",
-                    self.worker
+                    "worker thread {worker} in `{name}` of sample {sample} (batch {batch}, epoch {epoch})"
                 )
             }
-            _ => format!("worker thread {} in `{name}` of batch {batch}, epoch {epoch}", self.worker),
+            _ => format!("worker thread {worker} in `{name}` of batch {batch}, epoch {epoch}"),
         }
     }
 }

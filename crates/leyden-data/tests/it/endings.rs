@@ -269,3 +269,15 @@ fn as_the_first_process_of_a_container_it_works_and_ends_as_anywhere() {
         assert_eq!(ending.lines(), ["main".to_owned(), hash_of_the_programs()], "{kind:?}");
     }
 }
+
+#[test]
+fn workers_that_gain_nothing_are_told_of_once() {
+    for (kind, times) in [(Kind::Spawn(1), 1), (Kind::Inline, 0)] {
+        let folder = tempfile::tempdir().unwrap();
+        let ending = Program::rows("epochs", kind, folder.path(), &["12"]).ended();
+        assert_eq!(ending.code, Some(0), "{kind:?}: {ending:?}");
+        let told = ending.stderr.matches("`Workers::inline()` would save").count();
+        assert_eq!(told, times, "{kind:?}: {}", ending.stderr);
+        println!("{kind:?}: {}", ending.stderr);
+    }
+}

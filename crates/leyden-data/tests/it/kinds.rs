@@ -6,8 +6,8 @@ use std::thread::ThreadId;
 use std::time::Duration;
 
 use leyden_data::{
-    Array, DataLoader, Dataset, IterableDataset, Loader as _, Result, SampleCx, Stream, StreamCx,
-    StreamLoader, Workers, default_collate,
+    Array, DataLoader, Dataset, Error, IterableDataset, Loader as _, Result, SampleCx, Stream, StreamCx,
+    StreamLoader, Workers, batch_sampler_fn, default_collate,
 };
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +103,12 @@ fn auto_starts_threads_where_samples_are_slow_and_there_is_more_than_one_core() 
     assert_eq!(makers(Duration::ZERO), BTreeSet::from([here.clone()]));
     if std::thread::available_parallelism().unwrap().get() > 1 {
         assert!(!makers(Duration::from_millis(2)).contains(&here));
+        // A sample is made at once; a batch, which a batch sampler alone knows the size of, is not.
+        let whole = batch_sampler_fn(1, |_, _| Ok(vec![(0..32).collect()]));
+        let builder = DataLoader::builder(Where(Duration::from_micros(20))).batch_sampler(whole);
+        let loader = builder.workers(Workers::auto()).build().unwrap();
+        let maker = loader.epoch(0).next().unwrap().unwrap().data;
+        assert_ne!(format!("{maker:?}"), here);
     }
 }
 
@@ -189,6 +195,64 @@ fn streams_are_the_same_for_all_kinds_and_go_on_at_any_batch() {
 }
 
 #[test]
+fn errors_of_streams_name_the_worker_among_all_and_waiting_for_others_is_no_training() {
+    /// A shard a lane; the last fails, the first is slow.
+    #[derive(Serialize, Deserialize)]
+    struct Uneven;
+
+    impl IterableDataset for Uneven {
+        type Item = i64;
+        type Batch = Array<i64>;
+
+        fn shards(&self) -> usize {
+            3
+        }
+
+        fn shard_len(&self, _: usize) -> Option<usize> {
+            Some(8)
+        }
+
+        fn stream(&self, shard: usize, _: StreamCx) -> Result<Stream<'_, i64>> {
+            Ok(Box::new((0..8).map(move |n| match shard {
+                0 => {
+                    std::thread::sleep(Duration::from_millis(5));
+                    Ok(n)
+                }
+                2 => Err(Error::msg("a torn record")),
+                _ => Ok(n),
+            })))
+        }
+
+        fn collate(&self, items: Vec<i64>) -> Result<Array<i64>> {
+            default_collate(items)
+        }
+    }
+
+    let leftovers = Leftovers::before();
+    for (builder, process) in [
+        (StreamLoader::builder(Uneven).workers(Workers::threads(3)), false),
+        (StreamLoader::builder(Uneven).workers(Workers::spawn(3)), true),
+    ] {
+        let loader = builder.lanes(3).build().unwrap();
+        let batches: Vec<_> = loader.epoch(0, 0).collect();
+        assert_eq!(batches.len(), 24);
+        for batch in &batches {
+            let Err(error) = batch else { continue };
+            let named = if process { "2 of 3, pid " } else { "2 of 3 threads" };
+            assert!(error.place("worker").unwrap().starts_with(named), "{error:?}");
+        }
+        assert_eq!(batches.iter().filter(|batch| batch.is_err()).count(), 8);
+        drop(batches);
+        // Nobody trains here: what passes is waiting for the first part, which is not the second's.
+        let timings = loader.timings();
+        assert!(timings[0].waited > Duration::from_millis(20), "{timings:?}");
+        let trained = timings[1].elapsed.saturating_sub(timings[1].waited);
+        assert!(trained < timings[0].waited / 2, "{trained:?} in {timings:?}");
+    }
+    leftovers.assert_none();
+}
+
+#[test]
 fn a_data_set_may_keep_arrays_that_it_made_for_a_sample() {
     /// Makes a row once, and keeps it.
     #[derive(Serialize, Deserialize)]
@@ -221,10 +285,12 @@ fn a_data_set_may_keep_arrays_that_it_made_for_a_sample() {
         }
     }
 
+    let leftovers = Leftovers::before();
     for kind in Kind::EACH {
         let loader =
             kind.of(DataLoader::builder(Cached { kept: OnceLock::new() }).batch_size(4)).build().unwrap();
         let rows: Vec<f32> = loader.epoch(0).flat_map(|batch| batch.unwrap().data.into_vec()).collect();
         assert_eq!(rows[20..], [10.0, 20.0, 11.0, 22.0], "{kind:?}");
     }
+    leftovers.assert_none();
 }

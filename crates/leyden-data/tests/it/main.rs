@@ -2,9 +2,11 @@
 
 mod arguments;
 mod chaos;
+mod copies;
 mod cursors;
 mod deaths;
 mod endings;
+mod functions;
 mod kinds;
 mod limits;
 mod results;

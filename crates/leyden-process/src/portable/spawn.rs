@@ -14,7 +14,7 @@ use crate::entry::{self, Cookie, Kind};
 use crate::error::{Error, Result};
 use crate::spawn::{Child, Parent, SpawnOptions, Start, launch, start_failed};
 use crate::worker::{Entry, Order};
-use crate::{image, sys};
+use crate::{attach, function, image, sys};
 
 /// What a job is made of.
 pub(crate) struct Source {
@@ -24,12 +24,16 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn serialise<A: Serialize>(entry: Entry, argument: &A) -> Result<Self> {
-        let argument = postcard::to_allocvec(argument).map_err(|error| {
-            Error::new(ARGUMENT, "the argument of a job cannot be serialised")
+        attach::refusal();
+        let (bytes, functions) = function::sending(|| postcard::to_allocvec(argument))?;
+        let mut argument = bytes.map_err(|error| match attach::refusal() {
+            Some(refusal) => refusal.at("type", type_name::<A>()),
+            None => Error::new(ARGUMENT, "the argument of a job cannot be serialised")
                 .at("type", type_name::<A>())
                 .because(&error)
-                .hint("the argument's `Serialize` must not fail or skip lengths")
+                .hint("the argument's `Serialize` must not fail or skip lengths"),
         })?;
+        argument.extend(functions);
         Ok(Self { entry, argument })
     }
 

@@ -20,7 +20,7 @@ use crate::supervise::{self, Process, said};
 use crate::sys::{self, Resource};
 use crate::worker::{self, Entry, Order, Work, read_argument};
 use crate::zygote::{Answer, Request};
-use crate::{attach, image, threads};
+use crate::{attach, function, image, threads};
 
 /// What a job is made of.
 pub(super) enum Source {
@@ -116,15 +116,22 @@ impl Argument {
         };
         let memory = sys::memfd("leyden-argument").map_err(|error| fail(&error))?;
         let mut writer = BufWriter::with_capacity(1 << 20, Bounded::new(&memory));
-        let (result, attached) = attach::collect(|| postcard::to_io(value, &mut writer).map(drop));
+        attach::refusal();
+        let (result, attached) =
+            attach::collect(|| function::sending(|| postcard::to_io(value, &mut writer).map(drop)));
+        let (result, functions) = result?;
+        let result = result.map_err(|error| match attach::refusal() {
+            Some(refusal) => refusal.at("type", type_name::<A>()),
+            None => fail(&error).hint("the argument's `Serialize` must not fail or skip lengths"),
+        });
+        let appended = result.is_ok().then(|| writer.write_all(&functions));
         // The flavour's error says only that a write failed; the flush says why.
         let flushed = writer.flush();
         if let Some(error) = writer.get_mut().failed.take() {
             return Err(fail(&error));
         }
-        result
-            .map_err(|error| fail(&error).hint("the argument's `Serialize` must not fail or skip lengths"))?;
-        flushed.map_err(|error| fail(&error))?;
+        result?;
+        appended.unwrap_or(Ok(())).and(flushed).map_err(|error| fail(&error))?;
         let length = writer.get_ref().written;
         drop(writer);
         sys::seal(&memory).map_err(|error| fail(&error))?;
