@@ -37,6 +37,7 @@ pub mod pool;
 mod portable;
 #[cfg(not(leyden_portable))]
 mod protocol;
+pub mod rank;
 mod region;
 pub mod shared;
 pub mod signal;
@@ -52,6 +53,8 @@ mod tasks;
 mod threads;
 #[cfg(not(leyden_portable))]
 pub mod tombstone;
+#[cfg(not(leyden_portable))]
+pub mod watch;
 mod worker;
 #[cfg(not(leyden_portable))]
 mod zygote;
