@@ -128,7 +128,7 @@ fn ranks(log: &str) -> Result<()> {
     (&handed).write_all(b"handed over")?;
     let open = || fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     // The threads that serve all processes have started.
-    drop(rank::start(&SpawnOptions::named("first"))?);
+    drop(rank::start(&SpawnOptions { forward_stderr: false, ..SpawnOptions::named("first") })?);
     let before = open();
     let log = fs::File::create(log)?;
     for (name, stdout) in [("a", None), ("bb", Some(log.as_fd()))] {

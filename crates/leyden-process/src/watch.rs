@@ -13,20 +13,6 @@ use crate::sys;
 /// A process that is watched. Its number may go to another process after its end; this never takes that one for it.
 ///
 /// It is readable in a poll when the process has ended.
-///
-/// # Example
-///
-/// ```
-/// use leyden_process::supervise::Cause;
-/// use leyden_process::watch::Watched;
-/// use std::time::Duration;
-///
-/// let mut child = std::process::Command::new("false").spawn()?;
-/// let watched = Watched::of(child.id() as i32)?;
-/// assert_eq!(watched.wait(Duration::from_secs(10)), Some(Cause::Exited(1)));
-/// child.wait()?;
-/// # Ok::<(), leyden_process::Error>(())
-/// ```
 #[derive(Debug)]
 pub struct Watched {
     /// Unknown if it was dead already when its descriptor was looked at.
