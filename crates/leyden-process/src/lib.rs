@@ -50,7 +50,7 @@ pub mod supervise;
 mod sys;
 #[cfg(not(all(test, loom)))]
 mod tasks;
-mod threads;
+pub mod threads;
 #[cfg(not(leyden_portable))]
 pub mod tombstone;
 #[cfg(not(leyden_portable))]

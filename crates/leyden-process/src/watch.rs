@@ -80,6 +80,16 @@ impl Watched {
         Some(status().or_else(status).map_or(Cause::Unknown, decode))
     }
 
+    /// Sends it SIGTERM, unless it has ended.
+    pub fn terminate(&self) {
+        sys::signal_process(self.as_fd(), libc::SIGTERM);
+    }
+
+    /// Sends it SIGKILL, unless it has ended.
+    pub fn kill(&self) {
+        sys::signal_process(self.as_fd(), libc::SIGKILL);
+    }
+
     /// The status that waits for its parent.
     fn status_if_not_reaped(&self) -> Option<i32> {
         const STATE: usize = 0;
@@ -87,7 +97,7 @@ impl Watched {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid?)).ok()?;
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         // Looked at afterwards: as long as it is not reaped, no other process can have had its number.
-        let still_it = sys::is_not_reaped(self.as_fd());
+        let still_it = sys::signal_process(self.as_fd(), 0);
         (still_it && *fields.get(STATE)? == "Z").then(|| fields.get(EXIT_CODE)?.parse().ok()).flatten()
     }
 }
@@ -95,6 +105,16 @@ impl Watched {
 impl AsFd for Watched {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+}
+
+/// Waits until one of these is readable, or its other end is closed, or until the time has passed; says which are.
+pub fn readable(fds: &[BorrowedFd<'_>], timeout: Duration) -> Vec<bool> {
+    let mut interests: Vec<_> = fds.iter().map(|&fd| sys::interest(fd, libc::POLLIN)).collect();
+    match sys::poll(&mut interests, Some(sys::deadline(timeout))) {
+        Ok(_) => interests.iter().map(|interest| interest.revents != 0).collect(),
+        // The kernel has no memory for it: whoever waits looks at all of them, and waits again.
+        Err(_) => vec![true; fds.len()],
     }
 }
 

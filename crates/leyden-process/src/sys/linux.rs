@@ -187,11 +187,11 @@ pub(crate) fn restore_signals(blocked: &libc::sigset_t) {
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, blocked, ptr::null_mut()) };
 }
 
-/// Whether the process of this descriptor lives, or waits for its parent to take its status.
-pub(crate) fn is_not_reaped(pidfd: BorrowedFd<'_>) -> bool {
+/// Sends the process of this descriptor a signal, or with 0 nothing; false if it was reaped.
+pub(crate) fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> bool {
     let no_info: *const libc::siginfo_t = ptr::null();
-    // SAFETY: signal 0 sends nothing; without information the kernel makes its own.
-    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, no_info, 0) == 0 }
+    // SAFETY: the call takes numbers; without information the kernel makes its own.
+    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, no_info, 0) == 0 }
 }
 
 /// The status of a process that ended and was reaped, as `wait` has it; from Linux 6.15 on.
