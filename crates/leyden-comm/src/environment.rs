@@ -6,7 +6,7 @@
 //! | torchrun, or the `env://` set by hand | `RANK` and `WORLD_SIZE` | `environment/torchrun.rs` |
 //! | SLURM's `srun` | `SLURM_PROCID` and a step's `SLURM_STEP_ID` | `environment/slurm.rs` |
 //! | Open MPI's `mpirun` | `OMPI_COMM_WORLD_RANK` and `_SIZE` | `environment/open_mpi.rs` |
-//! | PMIx | `PMIX_RANK` and `WORLD_SIZE` | `environment/pmi.rs` |
+//! | PMIx | `PMIX_RANK`, and `WORLD_SIZE` from the user | `environment/pmi.rs` |
 //! | PMI: MPICH's `mpiexec`, and what grew out of it | `PMI_RANK` and `PMI_SIZE` | `environment/pmi.rs` |
 //!
 //! LSF, Kubeflow and Kubernetes get a file and a line here when they come; what they set in PyTorch's form is read as
@@ -15,7 +15,8 @@
 //! **When several launchers have left their variables.** If all agree on rank and world size, the first in the table's
 //! order is named. If they do not, one of them may have started the other: `torchrun` or `mpirun` runs inside a SLURM
 //! step as a task per node, and its ranks inherit the task's variables. Then the inner one counts, if the outer one has
-//! started no more processes than the inner one may have agents. Anything else is an error that names both. A SLURM
+//! started no more processes than the inner one may have agents. Anything else is an error that names both. `RANK` or
+//! `WORLD_SIZE` alone is no launcher's; beside one it must agree with it. A SLURM
 //! *allocation* (a batch script, `salloc`, a shell from `srun --pty`) is not a launch.
 //!
 //! ```
@@ -132,9 +133,11 @@ impl Environment {
         claims.extend(open_mpi::claim(&variables)?);
         claims.extend(pmi::claim_pmix(&variables)?);
         claims.extend(pmi::claim_pmi(&variables)?);
-        match settle(claims)? {
-            Some(claim) => claim.into_environment(),
-            None => Ok(Self::alone(slurm::why_not(&variables))),
+        let half = torchrun::half_set(&variables)?;
+        match (settle(claims)?, half) {
+            (Some(claim), half) => claim.into_environment(half),
+            (None, Some(half)) => Err(half.into_error()),
+            (None, None) => Ok(Self::alone(slurm::why_not(&variables))),
         }
     }
 
@@ -290,8 +293,14 @@ impl Claim {
         }
     }
 
-    fn into_environment(self) -> Result<Environment> {
-        let Some(world) = self.world.clone() else { return Err(pmi::size_is_missing(&self.rank)) };
+    fn into_environment(self, half: Option<torchrun::Half>) -> Result<Environment> {
+        // Scripts export WORLD_SIZE alone beside a launcher that gives the ranks. It must be true, and PMIx needs it.
+        let (rank, world) = half.map_or((None, None), |half| (half.rank, half.world));
+        self.must_say("rank", &Some(self.rank.clone()), rank)?;
+        self.must_say("number of ranks", &self.world, world.clone())?;
+        let Some(world) = self.world.clone().or(world) else {
+            return Err(pmi::size_is_missing(&self.rank));
+        };
         below("rank", &self.rank, "the number of ranks", &world)?;
         if let Some((local, locals)) = self.local_rank.as_ref().zip(self.local_world.as_ref()) {
             below("local rank", local, "the number of ranks on this host", locals)?;
@@ -325,6 +334,21 @@ impl Claim {
             run_id: self.run_id.map(|known| known.value),
             facts,
         })
+    }
+
+    /// Refuses `other` if it says something else.
+    fn must_say(&self, what: &str, ours: &Option<Known<usize>>, other: Option<Known<usize>>) -> Result<()> {
+        let Some((ours, other)) = ours.as_ref().zip(other) else { return Ok(()) };
+        if ours.value == other.value {
+            return Ok(());
+        }
+        Err(Error::new(
+            LAUNCHERS_DISAGREE,
+            format!("{} contradicts the {what} of {}", other.from, self.launcher),
+        )
+        .at(other.from.clone(), other.value)
+        .at(ours.from.clone(), ours.value)
+        .hint(format!("unset {}, or give it the launcher's value", other.from)))
     }
 
     fn facts(&self, world: &Known<usize>) -> Vec<Fact> {

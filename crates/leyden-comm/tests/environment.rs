@@ -307,6 +307,25 @@ fn launchers_that_agree_complete_each_other() {
 }
 
 #[test]
+fn half_of_torchrun_s_set_beside_a_launcher_must_be_true() {
+    for half in [("WORLD_SIZE", "5"), ("RANK", "2")] {
+        let read = read(&with(SRUN, &[half]));
+        assert_eq!((read.launcher(), read.rank(), read.world_size()), (Launcher::Slurm, 2, 5), "{read}");
+    }
+    for (half, what) in [
+        (("WORLD_SIZE", "8"), "WORLD_SIZE contradicts the number of ranks of SLURM (srun)"),
+        (("RANK", "0"), "RANK contradicts the rank of SLURM (srun)"),
+    ] {
+        let error = refused(&with(SRUN, &[half]));
+        assert_eq!((error.code(), error.what()), (codes::LAUNCHERS_DISAGREE, what));
+        assert_eq!(error.place(half.0), Some(half.1), "{error:?}");
+    }
+    // Under `srun --mpi=pmix` the size is SLURM's.
+    let error = refused(&with(SRUN, &[("PMIX_RANK", "2"), ("WORLD_SIZE", "8")]));
+    assert_eq!(error.code(), codes::LAUNCHERS_DISAGREE, "{error:?}");
+}
+
+#[test]
 fn launchers_that_disagree_are_both_named_with_their_values() {
     let error = refused(&with(SRUN, &[("RANK", "0"), ("WORLD_SIZE", "1")]));
     assert_eq!(

@@ -5,10 +5,11 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use leyden_comm::store::{Server, ServerOptions};
+use leyden_comm::store::{Client, ConnectOptions, Server, ServerOptions};
 use support::{Raw, VALIDATE, client, counted, frame, server, until};
 
 /// One test at a time.
@@ -98,6 +99,48 @@ impl Random {
 }
 
 #[test]
+fn no_answer_makes_a_client_panic_or_wait() {
+    let _alone = alone();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    const ROUNDS: usize = 400;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut random = Random(7);
+            for _ in 0..ROUNDS {
+                let (peer, _) = listener.accept().unwrap();
+                let mut peer = Raw(peer);
+                peer.0.read_exact(&mut [0; 14]).unwrap();
+                let answer = random.bytes(60);
+                // As a rule nothing large is announced, or all would end with that.
+                let mild = answer.iter().map(|byte| if byte % 4 == 0 { *byte } else { byte % 3 });
+                peer.send(&[&[0][..], &mild.collect::<Vec<u8>>()].concat());
+                let _ = peer.0.shutdown(Shutdown::Write);
+                let _ = peer.0.read_to_end(&mut Vec::new());
+            }
+        });
+        for round in 0..ROUNDS {
+            let options = ConnectOptions { timeout: Duration::from_millis(200), ..ConnectOptions::default() };
+            let mut store = Client::connect(&address, options).unwrap();
+            let mut failed = Vec::new();
+            for _ in 0..8 {
+                failed.extend(match round % 6 {
+                    0 => store.get("a").err(),
+                    1 => store.add("a", 1).err(),
+                    2 => store.wait(&["a", "b"]).err(),
+                    3 => store.multi_get(&["a", "b"]).err(),
+                    4 => store.compare_set("a", b"", b"x").err(),
+                    _ => store.ping().err(),
+                });
+            }
+            // Sixty bytes are no eight answers; and what was lost stays lost.
+            let last = failed.last().unwrap();
+            assert_eq!(last.code(), leyden_comm::codes::STORE_LOST, "{failed:?}");
+        }
+    });
+}
+
+#[test]
 fn thousands_of_damaged_streams_harm_nobody() {
     const STREAMS: usize = 4000;
     let _alone = alone();
@@ -132,7 +175,7 @@ fn thousands_of_damaged_streams_harm_nobody() {
             rest = &rest[piece..];
         }
         if random.below(2) == 0 {
-            let _ = raw.0.shutdown(std::net::Shutdown::Write);
+            let _ = raw.0.shutdown(Shutdown::Write);
             let _ = raw.0.read_to_end(&mut Vec::new());
         }
         drop(raw);

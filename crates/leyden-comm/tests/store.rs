@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use leyden_comm::codes;
 use leyden_comm::store::{
     Client, ConnectOptions, LARGEST_VALUE, LONGEST_KEY, Server, ServerOptions, Strange,
 };
-use support::{LONG, Raw, VALIDATE, brusque, client, counted, frame, server, until};
+use support::{LONG, Raw, VALIDATE, client, counted, frame, server, until};
 
 const MOMENT: Duration = Duration::from_millis(50);
 
@@ -21,6 +21,45 @@ fn within(deadline: Duration) -> ConnectOptions {
 
 fn strangers(server: &Server) -> Vec<Strange> {
     server.strangers().into_iter().map(|stranger| stranger.strange).collect()
+}
+
+/// One that soon loses its patience.
+fn brusque() -> Server {
+    Server::start(ServerOptions { patience: Duration::from_millis(300), ..ServerOptions::default() }).unwrap()
+}
+
+impl Raw {
+    fn read<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.0.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn number(&mut self) -> i64 {
+        i64::from_le_bytes(self.read())
+    }
+
+    fn value(&mut self) -> Vec<u8> {
+        let mut value = vec![0; self.number() as usize];
+        self.0.read_exact(&mut value).unwrap();
+        value
+    }
+
+    /// Reads until the server has closed the connection.
+    fn assert_closed(&mut self) {
+        let mut rest = [0; 1 << 16];
+        loop {
+            match self.0.read(&mut rest) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) => {
+                    let kind = error.kind();
+                    assert!(kind == ErrorKind::ConnectionReset, "not closed: {error}");
+                    return;
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -37,6 +76,7 @@ fn every_request_of_the_client_is_answered() {
     assert!(store.check(&["a", "n"]).unwrap() && !store.check(&["a", "missing"]).unwrap());
     assert!(store.check::<&str>(&[]).unwrap());
     store.wait(&["a", "n"]).unwrap();
+    store.wait_within(&["a", "n"], Duration::MAX).unwrap();
     assert!(store.delete("n").unwrap() && !store.delete("n").unwrap());
     assert_eq!(store.compare_set("c", b"", b"first").unwrap(), b"first");
     assert_eq!(store.compare_set("c", b"other", b"second").unwrap(), b"first");

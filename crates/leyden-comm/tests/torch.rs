@@ -3,8 +3,6 @@
 //! They need an interpreter with PyTorch: LEYDEN_PYTHON, or `python3`. Without it a test prints why it is skipped; with
 //! LEYDEN_REQUIRE_TORCH=1 that is a failure.
 
-mod support;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -13,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use leyden_comm::codes;
 use leyden_comm::store::{Client, ConnectOptions, LARGEST_VALUE, Server, ServerOptions, Strange};
-use support::{LONG, until};
+
+/// Long enough that only a hang takes longer.
+const LONG: Duration = Duration::from_secs(60);
 
 /// To import PyTorch takes seconds by itself, on a machine that does nothing else.
 const VERY_LONG: Duration = Duration::from_secs(240);
@@ -219,7 +219,11 @@ store.set('finished', 'yes')
     python.finish();
     let strange: Vec<Strange> = server.strangers().into_iter().map(|stranger| stranger.strange).collect();
     assert_eq!(strange, [Strange::TooLarge("a value", LARGEST_VALUE as u64 + 1)]);
-    until("its connections are closed", || server.connections() == 1);
+    let began = Instant::now();
+    while server.connections() > 1 {
+        assert!(began.elapsed() < LONG, "{} connections are left", server.connections());
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// A server of PyTorch's, with its own client beside it.

@@ -10,10 +10,8 @@ use crate::{Error, Result};
 
 pub(super) fn claim_pmix(variables: &Variables) -> Result<Option<Claim>> {
     let Some(rank) = variables.number("PMIX_RANK")? else { return Ok(None) };
-    // With RANK, WORLD_SIZE is torchrun's.
-    let world = if variables.has("RANK") { None } else { variables.number("WORLD_SIZE")? };
-    let mut claim = Claim::new(Launcher::PmiX, rank, world);
-    claim.agents = claim.world.as_ref().map(|world| world.value);
+    let mut claim = Claim::new(Launcher::PmiX, rank, None);
+    claim.agents = variables.number("WORLD_SIZE")?.map(|world| world.value);
     claim.master = explicit_master(variables)?;
     claim.run_id = variables.text("PMIX_NAMESPACE");
     Ok(Some(claim))

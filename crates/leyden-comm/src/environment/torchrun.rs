@@ -2,14 +2,12 @@
 
 use super::variables::{Known, Variables, address, half};
 use super::{Claim, Launcher};
-use crate::Result;
+use crate::{Error, Result};
 
 pub(super) fn claim(variables: &Variables) -> Result<Option<Claim>> {
-    // PMIx gives a rank and no size: then WORLD_SIZE is its, see pmi.rs.
-    if !variables.has("RANK") && variables.has("PMIX_RANK") {
+    let (Some(rank), Some(world)) = (variables.number("RANK")?, variables.number("WORLD_SIZE")?) else {
         return Ok(None);
-    }
-    let Some((rank, world)) = variables.pair("RANK", "WORLD_SIZE")? else { return Ok(None) };
+    };
     let mut claim = Claim::new(Launcher::Torchrun, rank, Some(world));
     claim.local_rank = variables.number("LOCAL_RANK")?;
     claim.local_world = variables.number("LOCAL_WORLD_SIZE")?;
@@ -34,4 +32,24 @@ pub(super) fn claim(variables: &Variables) -> Result<Option<Claim>> {
         claim.agents = Some(variables.number("GROUP_WORLD_SIZE")?.map_or(1, |groups| groups.value));
     }
     Ok(Some(claim))
+}
+
+/// `RANK` or `WORLD_SIZE` without the other.
+pub(super) struct Half {
+    pub(super) rank: Option<Known<usize>>,
+    pub(super) world: Option<Known<usize>>,
+}
+
+pub(super) fn half_set(variables: &Variables) -> Result<Option<Half>> {
+    let (rank, world) = (variables.number("RANK")?, variables.number("WORLD_SIZE")?);
+    Ok((rank.is_some() != world.is_some()).then_some(Half { rank, world }))
+}
+
+impl Half {
+    pub(super) fn into_error(self) -> Error {
+        let missing = if self.rank.is_some() { "WORLD_SIZE" } else { "RANK" };
+        let (name, value) =
+            self.rank.or(self.world).map_or_else(Default::default, |set| (set.from, set.value));
+        half(&name, &value.to_string(), missing)
+    }
 }

@@ -56,7 +56,7 @@ impl Client {
     /// `D0503` the address is none, or its name unknown; `D0504` nobody answers: says what was tried and how that ended;
     /// `D0505` what answers is no store.
     pub fn connect(address: &str, options: ConnectOptions) -> Result<Self> {
-        let end = Instant::now() + options.deadline;
+        let end = after(options.deadline);
         let (host, port) = split(address)?;
         let mut tries = Tries::default();
         let mut pause = Duration::from_millis(10);
@@ -90,7 +90,7 @@ impl Client {
         share: Duration,
         options: &ConnectOptions,
     ) -> std::result::Result<Self, Failed> {
-        let end = Instant::now() + share;
+        let end = after(share);
         let share = share.max(SHORTEST);
         let stream = TcpStream::connect_timeout(&socket, share).map_err(|error| {
             Failed::Now(match error.kind() {
@@ -239,11 +239,11 @@ impl Client {
     ///
     /// As [`get`](Self::get). The error names the keys that are missing.
     pub fn wait_within<K: AsRef<str>>(&mut self, keys: &[K], timeout: Duration) -> Result<()> {
-        let began = Instant::now();
+        let end = after(timeout);
         let frame = named(protocol::WAIT, keys)?;
         self.send(frame)?;
         let mut answer = [0];
-        match read(&self.stream, &mut answer, began + timeout) {
+        match read(&self.stream, &mut answer, end) {
             Ok(()) => self.released(answer[0]),
             Err(error) if timed_out(error.kind()) => {
                 if self.cancel()? {
@@ -394,11 +394,11 @@ impl Client {
         if let Some(why) = &self.broken {
             return Err(self.gone().why(why));
         }
-        write(&self.stream, &frame.into_bytes(), Instant::now() + PROMPT).map_err(|error| self.lost(&error))
+        write(&self.stream, &frame.into_bytes(), after(PROMPT)).map_err(|error| self.lost(&error))
     }
 
     fn receive(&mut self, bytes: &mut [u8]) -> Result<()> {
-        read(&self.stream, bytes, Instant::now() + PROMPT).map_err(|error| self.lost(&error))
+        read(&self.stream, bytes, after(PROMPT)).map_err(|error| self.lost(&error))
     }
 
     fn byte(&mut self) -> Result<u8> {
@@ -513,6 +513,12 @@ impl Tries {
             .hint("check that the process that has the store is up, and that it listens on this address")
             .hint("a store on 127.0.0.1 cannot be reached from another host")
     }
+}
+
+/// The end of a time limit; one that nobody lives to see ends in a hundred years.
+fn after(limit: Duration) -> Instant {
+    const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    Instant::now() + limit.min(FOR_EVER)
 }
 
 fn left(end: Instant) -> Duration {

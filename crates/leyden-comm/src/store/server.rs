@@ -103,7 +103,8 @@ impl Server {
             socket.set_read_timeout(Some(LOOK_UP))?;
             Ok(address)
         });
-        let address = prepared.map_err(|error| cannot_listen(options.listen, &error))?;
+        let named = listener.local_addr().unwrap_or(options.listen);
+        let address = prepared.map_err(|error| cannot_listen(named, &error))?;
         let shared = Arc::new(Shared::new(options));
         lock(&shared.registry).accepting = true;
         let accepting = shared.clone();

@@ -1,8 +1,6 @@
 //! What the tests of the store share: a peer that speaks bytes, and patience.
 
-#![allow(dead_code, reason = "each test program uses a part")]
-
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -15,11 +13,6 @@ pub(crate) const VALIDATE: [u8; 5] = [0, 0xCE, 0xF7, 0x85, 0x3C];
 
 pub(crate) fn server() -> Server {
     Server::start(ServerOptions::default()).unwrap()
-}
-
-/// One that soon loses its patience.
-pub(crate) fn brusque() -> Server {
-    Server::start(ServerOptions { patience: Duration::from_millis(300), ..ServerOptions::default() }).unwrap()
 }
 
 pub(crate) fn client(server: &Server) -> Client {
@@ -56,38 +49,6 @@ impl Raw {
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).unwrap();
-    }
-
-    pub(crate) fn read<const N: usize>(&mut self) -> [u8; N] {
-        let mut bytes = [0; N];
-        self.0.read_exact(&mut bytes).unwrap();
-        bytes
-    }
-
-    pub(crate) fn number(&mut self) -> i64 {
-        i64::from_le_bytes(self.read())
-    }
-
-    pub(crate) fn value(&mut self) -> Vec<u8> {
-        let mut value = vec![0; self.number() as usize];
-        self.0.read_exact(&mut value).unwrap();
-        value
-    }
-
-    /// Reads until the server has closed the connection.
-    pub(crate) fn assert_closed(&mut self) {
-        let mut rest = [0; 1 << 16];
-        loop {
-            match self.0.read(&mut rest) {
-                Ok(0) => return,
-                Ok(_) => {}
-                Err(error) => {
-                    let kind = error.kind();
-                    assert!(kind == std::io::ErrorKind::ConnectionReset, "not closed: {error}");
-                    return;
-                }
-            }
-        }
     }
 }
 
