@@ -56,6 +56,8 @@ impl Client {
     /// `D0503` the address is none, or its name unknown; `D0504` nobody answers: says what was tried and how that ended;
     /// `D0505` what answers is no store.
     pub fn connect(address: &str, options: ConnectOptions) -> Result<Self> {
+        /// What a try takes that is to say more than that there was no time.
+        const LAST_TRY: Duration = Duration::from_millis(20);
         let end = after(options.deadline);
         let (host, port) = split(address)?;
         let mut tries = Tries::default();
@@ -74,13 +76,14 @@ impl Client {
                         }
                     }
                 }
-                Err(why) => tries.unresolved = Some(why),
-            }
-            if left(end).is_zero() {
-                return Err(tries.into_error(address, host, options.deadline));
+                // The first reason: a later look-up may just have had too little time left.
+                Err(why) => _ = tries.unresolved.get_or_insert(why),
             }
             std::thread::sleep(pause.min(left(end)));
             pause = (pause * 2).min(Duration::from_millis(200));
+            if left(end) < LAST_TRY {
+                return Err(tries.into_error(address, host, options.deadline));
+            }
         }
     }
 
