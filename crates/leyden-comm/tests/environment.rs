@@ -1,7 +1,7 @@
 //! What each launcher sets, and what is made of it.
 //!
-//! The sets of torchrun 2.15, Open MPI 5.0.11, PRRTE and MPICH 5.0.2 (Hydra, gforker) are as a process that they started
-//! printed them; those of SLURM are what its manuals list for a task of `srun`, a batch script and an interactive shell.
+//! The sets of torchrun 2.15, Open MPI 5.0.11, PRRTE, MPICH 5.0.2 (Hydra, gforker) and SLURM 22.05.8 on one node are what a
+//! process printed that they had started (paths, users and the like left out); that of SLURM on three nodes is made of it.
 
 use std::collections::BTreeMap;
 
@@ -112,37 +112,99 @@ const SRUN: Set = &[
     ("SLURM_TASK_PID", "90211"),
 ];
 
-/// The script of `sbatch -N 3 -n 5` itself.
-const BATCH_SCRIPT: Set = &[
-    ("SLURM_CPUS_ON_NODE", "8"),
-    ("SLURM_GTIDS", "0"),
-    ("SLURM_JOB_ID", "184271"),
-    ("SLURM_JOB_NAME", "train"),
-    ("SLURM_JOB_NODELIST", "gpu-a[01-03]"),
-    ("SLURM_LOCALID", "0"),
-    ("SLURM_NNODES", "3"),
+/// In the script of `sbatch -n 5`: `srun -n 3 train`, the last task.
+const SRUN_ONE_NODE: Set = &[
+    ("SLURMD_NODENAME", "vm"),
+    ("SLURM_CLUSTER_NAME", "hall"),
+    ("SLURM_CPUS_ON_NODE", "5"),
+    ("SLURM_DISTRIBUTION", "block"),
+    ("SLURM_GTIDS", "0,1,2"),
+    ("SLURM_JOBID", "2"),
+    ("SLURM_JOB_CPUS_PER_NODE", "5"),
+    ("SLURM_JOB_CPUS_PER_NODE_PACK_GROUP_0", "5"),
+    ("SLURM_JOB_ID", "2"),
+    ("SLURM_JOB_NAME", "job.sh"),
+    ("SLURM_JOB_NODELIST", "vm"),
+    ("SLURM_JOB_NUM_NODES", "1"),
+    ("SLURM_JOB_PARTITION", "debug"),
+    ("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"),
+    ("SLURM_LOCALID", "2"),
+    ("SLURM_NNODES", "1"),
     ("SLURM_NODEID", "0"),
+    ("SLURM_NODELIST", "vm"),
+    ("SLURM_NPROCS", "3"),
+    ("SLURM_NTASKS", "3"),
+    ("SLURM_PROCID", "2"),
+    ("SLURM_SRUN_COMM_HOST", "127.0.0.1"),
+    ("SLURM_SRUN_COMM_PORT", "37193"),
+    ("SLURM_STEPID", "1"),
+    ("SLURM_STEP_ID", "1"),
+    ("SLURM_STEP_LAUNCHER_PORT", "37193"),
+    ("SLURM_STEP_NODELIST", "vm"),
+    ("SLURM_STEP_NUM_NODES", "1"),
+    ("SLURM_STEP_NUM_TASKS", "3"),
+    ("SLURM_STEP_TASKS_PER_NODE", "3"),
+    ("SLURM_TASKS_PER_NODE", "3"),
+    ("SLURM_TASK_PID", "13033"),
+];
+
+/// The script of `sbatch -n 5` itself.
+const BATCH_SCRIPT: Set = &[
+    ("SLURMD_NODENAME", "vm"),
+    ("SLURM_CLUSTER_NAME", "hall"),
+    ("SLURM_CPUS_ON_NODE", "5"),
+    ("SLURM_GTIDS", "0"),
+    ("SLURM_JOBID", "2"),
+    ("SLURM_JOB_CPUS_PER_NODE", "5"),
+    ("SLURM_JOB_ID", "2"),
+    ("SLURM_JOB_NAME", "job.sh"),
+    ("SLURM_JOB_NODELIST", "vm"),
+    ("SLURM_JOB_NUM_NODES", "1"),
+    ("SLURM_JOB_PARTITION", "debug"),
+    ("SLURM_LOCALID", "0"),
+    ("SLURM_NNODES", "1"),
+    ("SLURM_NODEID", "0"),
+    ("SLURM_NODELIST", "vm"),
     ("SLURM_NPROCS", "5"),
     ("SLURM_NTASKS", "5"),
     ("SLURM_PROCID", "0"),
-    ("SLURM_TASKS_PER_NODE", "2(x2),1"),
-    ("SLURM_TASK_PID", "90100"),
+    ("SLURM_TASKS_PER_NODE", "5"),
+    ("SLURM_TASK_PID", "12990"),
 ];
 
 /// `srun --pty bash`.
 const SHELL: Set = &[
-    ("SLURM_JOB_ID", "184272"),
+    ("SLURMD_NODENAME", "vm"),
+    ("SLURM_CLUSTER_NAME", "hall"),
+    ("SLURM_CPUS_ON_NODE", "1"),
+    ("SLURM_GTIDS", "0"),
+    ("SLURM_JOBID", "3"),
+    ("SLURM_JOB_CPUS_PER_NODE", "1"),
+    ("SLURM_JOB_ID", "3"),
     ("SLURM_JOB_NAME", "bash"),
-    ("SLURM_JOB_NODELIST", "gpu-a01"),
+    ("SLURM_JOB_NODELIST", "vm"),
+    ("SLURM_JOB_NUM_NODES", "1"),
+    ("SLURM_JOB_PARTITION", "debug"),
+    ("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"),
     ("SLURM_LOCALID", "0"),
+    ("SLURM_NNODES", "1"),
     ("SLURM_NODEID", "0"),
+    ("SLURM_NODELIST", "vm"),
+    ("SLURM_NPROCS", "1"),
     ("SLURM_NTASKS", "1"),
     ("SLURM_PROCID", "0"),
-    ("SLURM_PTY_PORT", "40123"),
-    ("SLURM_PTY_WIN_COL", "211"),
+    ("SLURM_PTY_PORT", "35715"),
+    ("SLURM_SRUN_COMM_HOST", "127.0.0.1"),
+    ("SLURM_SRUN_COMM_PORT", "40905"),
+    ("SLURM_STEPID", "0"),
     ("SLURM_STEP_ID", "0"),
+    ("SLURM_STEP_LAUNCHER_PORT", "40905"),
+    ("SLURM_STEP_NODELIST", "vm"),
+    ("SLURM_STEP_NUM_NODES", "1"),
     ("SLURM_STEP_NUM_TASKS", "1"),
     ("SLURM_STEP_TASKS_PER_NODE", "1"),
+    ("SLURM_TASKS_PER_NODE", "1"),
+    ("SLURM_TASK_PID", "13249"),
 ];
 
 /// Both sets; where both have a name, the second's value counts.
@@ -165,6 +227,7 @@ fn each_launcher_s_set_is_read() {
     let rows: &[(&str, Set, Row)] = &[
         ("torchrun", TORCHRUN, (Launcher::Torchrun, 3, 4, Some(1), Some(2), Some(1))),
         ("srun", SRUN, (Launcher::Slurm, 2, 5, Some(0), Some(2), Some(1))),
+        ("srun, one node", SRUN_ONE_NODE, (Launcher::Slurm, 2, 3, Some(2), Some(3), Some(0))),
         ("mpirun", OPEN_MPI, (Launcher::OpenMpi, 1, 2, Some(1), Some(2), None)),
         ("hydra", HYDRA, (Launcher::Pmi, 1, 2, Some(1), Some(2), None)),
         ("gforker", GFORKER, (Launcher::Pmi, 1, 2, None, None, None)),
@@ -224,7 +287,7 @@ fn the_report_says_where_each_value_came_from() {
         read(BATCH_SCRIPT).to_string(),
         "launcher  none\n\
          rank      0 of 1\n\
-         note      inside SLURM job 184271, but not started by srun  SLURM_JOB_ID"
+         note      inside SLURM job 2, but not started by srun  SLURM_JOB_ID"
     );
 }
 
@@ -344,6 +407,10 @@ fn launchers_that_disagree_are_both_named_with_their_values() {
         error.reasons()[0].contains("started 5 processes, more than torchrun can have as agents (2)"),
         "{error:?}"
     );
+    // Also the one of them whose rank is the same in both by chance.
+    let same = [("RANK", "2"), ("WORLD_SIZE", "5"), ("GROUP_RANK", "0"), ("GROUP_WORLD_SIZE", "1")];
+    let error = refused(&with(SRUN, &with(TORCHRUN, &same)));
+    assert_eq!(error.code(), codes::LAUNCHERS_DISAGREE);
     // The same rank, another number of ranks.
     let error = refused(&[("RANK", "1"), ("WORLD_SIZE", "2"), ("PMI_RANK", "1"), ("PMI_SIZE", "3")]);
     assert_eq!(error.code(), codes::LAUNCHERS_DISAGREE);

@@ -13,6 +13,8 @@ use leyden_comm::store::{
 };
 use support::{LONG, Raw, VALIDATE, client, counted, frame, server, until};
 
+// Where a test gives a port up and counts on it, it listens on 127.0.0.2 and up: no other test may take it there.
+
 const MOMENT: Duration = Duration::from_millis(50);
 
 fn within(deadline: Duration) -> ConnectOptions {
@@ -25,7 +27,7 @@ fn strangers(server: &Server) -> Vec<Strange> {
 
 /// One that soon loses its patience.
 fn brusque() -> Server {
-    Server::start(ServerOptions { patience: Duration::from_millis(300), ..ServerOptions::default() }).unwrap()
+    Server::start(ServerOptions { patience: Duration::from_secs(1), ..ServerOptions::default() }).unwrap()
 }
 
 impl Raw {
@@ -507,7 +509,7 @@ fn a_server_that_ends_is_noticed_by_who_waits_and_its_end_takes_no_time() {
 
 #[test]
 fn a_server_takes_a_socket_that_listens_already_and_its_port_again_at_once() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("127.0.0.2:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
     // Whoever connects before the server serves is served too.
@@ -561,7 +563,7 @@ fn a_port_that_is_taken_names_who_has_it() {
 
 #[test]
 fn a_server_that_comes_up_later_is_reached() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("127.0.0.3:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
     std::thread::scope(|scope| {
@@ -584,7 +586,7 @@ fn in_vain(address: &str) -> leyden_comm::Error {
 
 #[test]
 fn a_store_that_is_not_there_is_an_error_that_says_what_was_tried() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("127.0.0.4:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     // It listens, and never accepts or answers.
     let error = in_vain(&address);

@@ -284,12 +284,15 @@ impl Connection {
             return true;
         }
         *waiting = None;
-        match (&self.stream).write(&[STOP_WAITING]) {
-            Ok(1) => true,
-            Err(error) if !timed_out(error.kind()) => true, // it has gone; its thread notices
-            _ => {
-                let _ = self.stream.shutdown(Shutdown::Both);
-                false
+        loop {
+            match (&self.stream).write(&[STOP_WAITING]) {
+                Ok(1) => return true,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if !timed_out(error.kind()) => return true, // it has gone; its thread notices
+                _ => {
+                    let _ = self.stream.shutdown(Shutdown::Both);
+                    return false;
+                }
             }
         }
     }
