@@ -4,6 +4,30 @@
 
 use leyden_process::{Code, exit};
 
+/// A world cannot have that many ranks, or a rank's place in it is taken.
+pub const WORLD_SIZE: Code = Code::new("D0101", exit::CONFIGURATION);
+/// A descriptor is not the memory of a world.
+pub const WORLD_FOREIGN: Code = Code::new("D0102", exit::CONFIGURATION);
+/// Ranks disagree on a collective.
+pub const DISAGREE: Code = Code::new("D0103", exit::TRAINING_FAILED);
+/// A rank has left while others wait for it.
+pub const LEFT: Code = Code::new("D0104", exit::TRAINING_FAILED);
+/// A rank has died.
+pub const DIED: Code = Code::new("D0105", exit::WORKER_DIED);
+/// Ranks wait for each other in a circle.
+pub const DEADLOCK: Code = Code::new("D0106", exit::TRAINING_FAILED);
+/// A rank does not arrive within its budget.
+pub const STUCK: Code = Code::new("D0107", exit::TRAINING_FAILED);
+/// What a collective was given does not fit.
+pub const ARGUMENT: Code = Code::new("D0108", exit::TRAINING_FAILED);
+/// An object cannot be sent to the other ranks.
+pub const OBJECT: Code = Code::new("D0109", exit::TRAINING_FAILED);
+/// Whatever watches the ranks is gone.
+pub const UNWATCHED: Code = Code::new("D0110", exit::WORKER_DIED);
+/// Code that rank 0 alone runs has panicked.
+pub const RANK_ZERO_PANICKED: Code = Code::new("D0111", exit::TRAINING_FAILED);
+/// A rank's code has panicked.
+pub const RANK_PANICKED: Code = Code::new("D0112", exit::TRAINING_FAILED);
 /// A launcher's variable is not a number.
 pub const NOT_A_NUMBER: Code = Code::new("D0301", exit::CONFIGURATION);
 /// A launcher's variable is set, and its counterpart is not.
@@ -50,6 +74,18 @@ mod tests {
     #[test]
     fn each_code_has_a_page_that_starts_with_it() {
         let all = [
+            WORLD_SIZE,
+            WORLD_FOREIGN,
+            DISAGREE,
+            LEFT,
+            DIED,
+            DEADLOCK,
+            STUCK,
+            ARGUMENT,
+            OBJECT,
+            UNWATCHED,
+            RANK_ZERO_PANICKED,
+            RANK_PANICKED,
             NOT_A_NUMBER,
             HALF_SET,
             RANK_RANGE,

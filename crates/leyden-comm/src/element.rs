@@ -54,11 +54,7 @@ pub(crate) fn fold<T: Element>(op: ReduceOp, partials: &mut [T::Partial], next: 
     }
 }
 
-fn each<T: Element>(
-    partials: &mut [T::Partial],
-    next: &[T],
-    combine: impl Fn(T::Partial, T) -> T::Partial,
-) {
+fn each<T: Element>(partials: &mut [T::Partial], next: &[T], combine: impl Fn(T::Partial, T) -> T::Partial) {
     for (partial, next) in partials.iter_mut().zip(next) {
         *partial = combine(*partial, *next);
     }

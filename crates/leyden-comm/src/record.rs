@@ -122,12 +122,8 @@ mod tests {
 
     #[test]
     fn a_record_reads_like_the_call() {
-        let agreed = Agreed {
-            element: 1,
-            reduce: Some(ReduceOp::Mean),
-            count: 1000,
-            ..Agreed::of(Op::AllReduce)
-        };
+        let agreed =
+            Agreed { element: 1, reduce: Some(ReduceOp::Mean), count: 1000, ..Agreed::of(Op::AllReduce) };
         let site = Site { label: "bucket 3".to_owned(), place: "src/a.rs:1".to_owned() };
         let record = Record { seq: 1, group: 0, agreed: agreed.pack(), site };
         assert_eq!(record.to_string(), r#"all_reduce("bucket 3", 1000 f32, mean)"#);

@@ -274,7 +274,9 @@ impl World {
     /// The last collective that a rank has begun in a group.
     pub(crate) fn last_record(&self, rank: usize, group: usize) -> Option<Record> {
         let last = (0..RING as u64)
-            .map(|place| self.memory.long(self.record_offset(rank, group, place) + 32).load(Ordering::Relaxed))
+            .map(|place| {
+                self.memory.long(self.record_offset(rank, group, place) + 32).load(Ordering::Relaxed)
+            })
             .max()?;
         self.record(rank, group, last)
     }
@@ -304,7 +306,9 @@ impl World {
             return (0..self.size).collect();
         }
         let has = |rank: &usize| {
-            self.memory.long(self.members_offset(group) + rank / 64 * 8).load(Ordering::Acquire) >> (rank % 64) & 1
+            self.memory.long(self.members_offset(group) + rank / 64 * 8).load(Ordering::Acquire)
+                >> (rank % 64)
+                & 1
                 == 1
         };
         (0..self.size).filter(has).collect()
