@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::nn::loss::CrossEntropyLossConfig;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{AllocationProperty, Bytes, Device, Int, Tensor, TensorData};
 use leyden_data::{Array, ImageBatch};
 use leyden_process::{Error, Result};
 use leyden_train::state::NamedTensor;
@@ -197,20 +197,45 @@ impl<A: FromHost, B: FromHost> FromHost for (A, B) {
     }
 }
 
-/// An array as what a tensor of `dimensions` dimensions is made of; copied only out of memory that is shared with a
-/// worker process.
+/// An array as what a tensor of `dimensions` dimensions is made of. It is copied only if it lies in the memory that a worker
+/// shares and is small: a large one stays there, and its memory in use, until the tensor and whatever autodiff keeps of it
+/// are gone.
 fn tensor_data<T: leyden_data::Element + burn::tensor::Element>(
     host: Array<T>,
     dimensions: usize,
 ) -> Result<TensorData> {
     let shape = host.shape().to_vec();
     if shape.len() == dimensions {
-        return Ok(TensorData::new(host.into_vec(), shape));
+        return Ok(match host.try_into_vec() {
+            Ok(elements) => TensorData::new(elements, shape),
+            Err(shared) if shared.as_bytes().len() < LENT_FROM => TensorData::new(shared.to_vec(), shape),
+            Err(shared) => {
+                let bytes = bytes::Bytes::from_owner(Lent(shared));
+                TensorData::from_bytes(
+                    Bytes::from_shared(bytes, AllocationProperty::Other),
+                    shape,
+                    T::dtype(),
+                )
+            }
+        });
     }
     Err(Error::new(ARRAY_DIMENSIONS, "an array of a batch has another number of dimensions than its tensor")
         .at("array", format_args!("{shape:?}, {} dimensions", shape.len()))
         .at("tensor", format_args!("{dimensions} dimensions"))
         .hint("change the type of the batch (`Tensor<D>`), or reshape the array in the data set's `collate`"))
+}
+
+/// From this size on, in bytes, an array in shared memory is not copied: below it a copy costs less than a slot that stays
+/// in use.
+const LENT_FROM: usize = 1 << 20;
+
+/// What a tensor keeps of an array that it was made of.
+struct Lent<T>(Array<T>);
+
+impl<T: leyden_data::Element> AsRef<[u8]> for Lent<T> {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
 }
 
 /// Images with their labels, as [`ImageBatch`](leyden_data::ImageBatch) uploads them.
@@ -279,4 +304,68 @@ fn not_implemented(step: &str, loader: &str) -> Error {
     Error::new(NOT_IMPLEMENTED, format!("`{step}` is not implemented"))
         .why(format!("the data module's `{loader}` gave batches for it"))
         .hint(format!("implement `{step}`, or return no loader from `{loader}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use leyden_data::{DataLoader, Dataset, SampleCx, Workers};
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+
+    /// Rows of this many numbers.
+    #[derive(Serialize, Deserialize)]
+    struct Wide(usize);
+
+    impl Dataset for Wide {
+        type Item = usize;
+        type Batch = (Array<f32>, Array<i64>);
+
+        fn len(&self) -> usize {
+            256
+        }
+
+        fn get(&self, index: usize, _: &mut SampleCx) -> Result<usize> {
+            Ok(index)
+        }
+
+        fn collate(&self, items: Vec<usize>) -> Result<Self::Batch> {
+            let mut rows = Array::zeros(&[items.len(), self.0])?;
+            for (row, item) in rows.rows_mut().zip(&items) {
+                row.fill(*item as f32);
+            }
+            Ok((rows, items.iter().map(|&item| item as i64).collect()))
+        }
+    }
+
+    #[test]
+    fn a_large_batch_of_a_worker_becomes_a_tensor_where_it_lies() {
+        let device = Device::default();
+        for (width, lent) in [(8192, true), (16, false)] {
+            let loader = DataLoader::builder(Wide(width)).batch_size(64).workers(Workers::spawn(2));
+            let loader = loader.build().unwrap();
+            // More than the loader lends: further ones are copied.
+            let mut kept: Vec<(Tensor<2>, Tensor<1, Int>)> = Vec::new();
+            let mut borrowed = 0;
+            for epoch in 0..4 {
+                for batch in loader.epoch(epoch) {
+                    let host = batch.unwrap().data;
+                    let place = host.0.as_ptr();
+                    let (rows, items) = <(Tensor<2>, Tensor<1, Int>)>::from_host(host, &device).unwrap();
+                    let data = rows.into_data();
+                    borrowed += usize::from(data.as_slice::<f32>().unwrap().as_ptr() == place);
+                    kept.push((Tensor::from_data(data, &device), items));
+                }
+            }
+            assert_eq!(borrowed > 0, lent, "{borrowed} of 16");
+            for (batch, (rows, items)) in kept.into_iter().enumerate() {
+                let first = (batch % 4 * 64) as i64;
+                // In place where the tensor owns its memory; memory that was lent is copied first.
+                let sums = (rows * 2.0).mean_dim(1).into_data();
+                let expected: Vec<f32> = (first..first + 64).map(|item| 2.0 * item as f32).collect();
+                assert_eq!(sums.as_slice::<f32>().unwrap(), expected);
+                assert_eq!(items.into_data().iter::<i64>().next(), Some(first));
+            }
+        }
+    }
 }

@@ -129,10 +129,23 @@ impl<T: Element> Array<T> {
 
     /// The elements as a `Vec`: without a copy unless they lie in shared memory.
     pub fn into_vec(self) -> Vec<T> {
+        self.try_into_vec().unwrap_or_else(|shared| shared.to_vec())
+    }
+
+    /// The same, but never with a copy.
+    ///
+    /// # Errors
+    /// The array itself if it lies in shared memory, which it keeps in use as long as it exists.
+    pub fn try_into_vec(self) -> std::result::Result<Vec<T>, Self> {
         match self.data {
-            Data::Heap(data) => data,
-            Data::Writing(_) | Data::Shared(_) | Data::Sealed(_) => self.to_vec(),
+            Data::Heap(data) => Ok(data),
+            Data::Writing(_) | Data::Shared(_) | Data::Sealed(_) => Err(self),
         }
+    }
+
+    /// The elements' bytes, as this machine orders them.
+    pub fn as_bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(self)
     }
 
     /// The same elements under another shape.
@@ -263,7 +276,7 @@ impl<T: Element> Serialize for Array<T> {
 impl<T: Element> Array<T> {
     /// How the elements travel from here.
     fn content<S: Serializer>(&self) -> Result<Content<&[T]>, S::Error> {
-        let bytes: &[u8] = bytemuck::cast_slice(self);
+        let bytes = self.as_bytes();
         match (&self.data, place::reply()) {
             (Data::Writing(part), Some(reply)) if part.reply == reply => Ok(Content::Shared(part.number)),
             (_, Some(_)) => {

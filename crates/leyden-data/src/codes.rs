@@ -92,14 +92,10 @@ pub const FILE_UNREADABLE: Code = Code::new("L0701", exit::CONFIGURATION);
 pub const FILE_CHANGED: Code = Code::new("L0702", exit::TRAINING_FAILED);
 /// A folder of images has no classes, or a class has no images.
 pub const NO_IMAGES: Code = Code::new("L0703", exit::CONFIGURATION);
-/// An image cannot be decoded.
-pub const IMAGE_DAMAGED: Code = Code::new("L0704", exit::TRAINING_FAILED);
-/// The header of an image promises more than its file can hold, or than is decoded.
-pub const IMAGE_SIZE: Code = Code::new("L0705", exit::TRAINING_FAILED);
+#[cfg(feature = "image")]
+pub use leyden_image::codes::{IMAGE_CROP, IMAGE_DAMAGED, IMAGE_SIZE};
 /// The arguments of an image transform are impossible.
 pub const IMAGE_TRANSFORM: Code = Code::new("L0706", exit::CONFIGURATION);
-/// An image is smaller than the crop asked of it.
-pub const IMAGE_CROP: Code = Code::new("L0707", exit::TRAINING_FAILED);
 /// A CSV file is malformed.
 pub const CSV_MALFORMED: Code = Code::new("L0711", exit::CONFIGURATION);
 /// A CSV record does not fit the type it is read as.
@@ -168,9 +164,12 @@ mod tests {
             FILE_UNREADABLE,
             FILE_CHANGED,
             NO_IMAGES,
+            #[cfg(feature = "image")]
             IMAGE_DAMAGED,
+            #[cfg(feature = "image")]
             IMAGE_SIZE,
             IMAGE_TRANSFORM,
+            #[cfg(feature = "image")]
             IMAGE_CROP,
             CSV_MALFORMED,
             CSV_RECORD,

@@ -1,24 +1,15 @@
 //! Images: decoded from JPEG or PNG, cut and scaled, and laid into a batch of floats.
 //!
 //! The steps and their arithmetic are torchvision's on PIL images: bilinear scaling with antialiasing, sizes rounded as
-//! there. Grey images become three equal channels, transparency is dropped, 16 bits become the upper 8, CMYK becomes RGB;
+//! there; `leyden-image` does them. Grey images become three equal channels, transparency is dropped, 16 bits become the upper 8, CMYK becomes RGB;
 //! an orientation in EXIF is ignored, as `PIL.Image.open` does.
 
-use std::io::{self, Cursor};
-
-use fast_image_resize as fir;
-use fir::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fir::pixels::U8x3;
-use fir::{FilterType, ResizeAlg, ResizeOptions};
+use leyden_image::{CHANNELS, Cut, Decoder, MAX_PIXELS, MAX_SIDE};
 use leyden_process::{Error, Result};
 use serde::{Deserialize, Serialize};
-use zune_core::bytestream::ZCursor;
-use zune_core::colorspace::ColorSpace;
-use zune_core::options::DecoderOptions;
-use zune_jpeg::JpegDecoder;
 
 use crate::array::Array;
-use crate::codes::{IMAGE_CROP, IMAGE_DAMAGED, IMAGE_SIZE, IMAGE_TRANSFORM, RAGGED};
+use crate::codes::{IMAGE_SIZE, IMAGE_TRANSFORM, RAGGED};
 use crate::collate::Collate;
 use crate::rng::SampleRng;
 
@@ -127,7 +118,7 @@ impl ImageTransform {
     /// the transform is impossible.
     pub fn decode(&self, file: &[u8], rng: &mut SampleRng) -> Result<Image> {
         self.check()?;
-        self.decode_with(&mut Scratch::default(), file, rng)
+        self.decode_with(&mut Decoder::default(), file, rng)
     }
 
     /// Refuses arguments that no image can be transformed by.
@@ -181,34 +172,26 @@ impl ImageTransform {
     /// As [`decode`](Self::decode), with what is used again from image to image.
     pub(crate) fn decode_with(
         &self,
-        scratch: &mut Scratch,
+        decoder: &mut Decoder,
         file: &[u8],
         rng: &mut SampleRng,
     ) -> Result<Image> {
-        let Scratch { decoded, resizer } = scratch;
-        let source =
-            if file.starts_with(PNG) { decode_png(file, decoded)? } else { decode_jpeg(file, decoded)? };
-        let whole = Cut { top: 0, left: 0, size: source };
+        let source = decoder.decode(file)?;
+        let whole = Cut::whole(source);
         let (cut, size) = match self.size {
             Size::Own => (whole, source),
             Size::Shorter(shorter) => (whole, scaled(source, shorter)?),
             Size::Exactly(size) => (whole, size),
             Size::RandomCrop { to, area, ratio } => (random_cut(source, area, ratio, rng), to),
         };
-        let mut pixels = if cut == whole && size == source {
-            decoded[..source[0] * source[1] * CHANNELS].to_vec()
-        } else {
-            resize(resizer, decoded, source, cut, size)?
-        };
+        let mut pixels = decoder.scaled(cut, size)?;
         let mut shape = size;
         if let Some(crop) = self.center_crop {
-            pixels = center_cut(&pixels, size, crop)?;
+            pixels = leyden_image::center_crop(&pixels, size, crop)?;
             shape = crop;
         }
         if self.horizontal_flip > 0.0 && rng.uniform() < self.horizontal_flip {
-            for row in pixels.chunks_exact_mut(shape[1] * CHANNELS) {
-                row.as_chunks_mut::<CHANNELS>().0.reverse();
-            }
+            leyden_image::mirror(&mut pixels, shape[1]);
         }
         Ok(Image { pixels, size: shape, mean: self.mean, std: self.std })
     }
@@ -247,24 +230,6 @@ impl Image {
     pub fn pixels(&self) -> &[u8] {
         &self.pixels
     }
-
-    /// Writes the image as three planes of numbers.
-    fn write(&self, place: &mut [f32]) {
-        // 256 numbers a channel, computed as torchvision does: exact, and faster than two divisions a pixel.
-        let numbers = |channel: usize| -> [f32; 256] {
-            std::array::from_fn(|byte| (byte as f32 / 255.0 - self.mean[channel]) / self.std[channel])
-        };
-        let tables = [0, 1, 2].map(numbers);
-        let area = self.size[0] * self.size[1];
-        let (red, rest) = place.split_at_mut(area);
-        let (green, blue) = rest.split_at_mut(area);
-        let pixels = self.pixels.as_chunks::<CHANNELS>().0;
-        for (((pixel, red), green), blue) in pixels.iter().zip(red).zip(green).zip(blue) {
-            *red = tables[0][usize::from(pixel[0])];
-            *green = tables[1][usize::from(pixel[1])];
-            *blue = tables[2][usize::from(pixel[2])];
-        }
-    }
 }
 
 impl Collate for Image {
@@ -282,99 +247,10 @@ impl Collate for Image {
         }
         let mut batch = Array::zeros(&[items.len(), CHANNELS, height, width])?;
         for (place, image) in batch.rows_mut().zip(&items) {
-            image.write(place);
+            leyden_image::planes(&image.pixels, image.mean, image.std, place);
         }
         Ok(batch)
     }
-}
-
-/// What is used again from image to image: memory for the decoded image, and the resizer's.
-#[derive(Default)]
-pub(crate) struct Scratch {
-    decoded: Vec<u8>,
-    resizer: fir::Resizer,
-}
-
-/// A part of an image; its size is height and width.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Cut {
-    top: usize,
-    left: usize,
-    size: [usize; 2],
-}
-
-/// Fills `decoded` with RGB pixels, and gives height and width.
-fn decode_jpeg(file: &[u8], decoded: &mut Vec<u8>) -> Result<[usize; 2]> {
-    // Strict: a file that is cut short is an error, and not grey from there on.
-    let options = DecoderOptions::default()
-        .set_strict_mode(true)
-        .set_max_width(MAX_SIDE)
-        .set_max_height(MAX_SIDE)
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(file), options);
-    decoder.decode_headers().map_err(|error| damaged(&error))?;
-    let (width, height) = decoder.dimensions().unwrap_or_default();
-    // Every block of 8 x 8 takes a bit at least.
-    room(decoded, [height, width], file.len().saturating_mul(8 * 64))?;
-    decoder.decode_into(decoded).map_err(|error| damaged(&error))?;
-    // The decoder does not see that the last row of blocks is cut short. Neither marker occurs in what is packed.
-    let last = |marker: &[u8; 2]| file.windows(2).rposition(|bytes| bytes == marker);
-    if last(END_OF_IMAGE) < last(START_OF_SCAN) {
-        return Err(damaged(&io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            "the end of the image is missing",
-        )));
-    }
-    Ok([height, width])
-}
-
-fn decode_png(file: &[u8], decoded: &mut Vec<u8>) -> Result<[usize; 2]> {
-    let mut decoder = png::Decoder::new(Cursor::new(file));
-    decoder.set_transformations(png::Transformations::normalize_to_color8());
-    decoder.set_ignore_text_chunk(true);
-    decoder.set_ignore_iccp_chunk(true);
-    let header = decoder.read_header_info().map_err(|error| damaged(&error))?;
-    let [height, width] = [header.height, header.width].map(|side| side as usize);
-    // Deflate packs at most 1032 bytes into one, and a byte holds at most 8 pixels.
-    room(decoded, [height, width], file.len().saturating_mul(1032 * 8))?;
-    let mut reader = decoder.read_info().map_err(|error| damaged(&error))?;
-    let pixels = height * width;
-    let channels = reader.output_color_type().0.samples();
-    if channels == CHANNELS {
-        reader.next_frame(decoded).map_err(|error| damaged(&error))?;
-    } else {
-        let mut other = vec![0; pixels * channels];
-        reader.next_frame(&mut other).map_err(|error| damaged(&error))?;
-        for (rgb, other) in decoded.as_chunks_mut::<CHANNELS>().0.iter_mut().zip(other.chunks_exact(channels))
-        {
-            *rgb = if channels < CHANNELS { [other[0]; CHANNELS] } else { [other[0], other[1], other[2]] };
-        }
-    }
-    // The checksum of the image's last part stands behind its last row.
-    reader.finish().map_err(|error| damaged(&error))?;
-    Ok([height, width])
-}
-
-/// Makes `decoded` as long as an image of this size needs, if its file can hold that many pixels at all.
-fn room(decoded: &mut Vec<u8>, [height, width]: [usize; 2], at_most: usize) -> Result<()> {
-    let pixels = height.saturating_mul(width);
-    let what = if pixels > MAX_PIXELS {
-        "an image is too large to be decoded"
-    } else if pixels > at_most {
-        "the header of an image promises more than its file can hold"
-    } else {
-        decoded.resize(pixels * CHANNELS, 0);
-        return Ok(());
-    };
-    Err(Error::new(IMAGE_SIZE, what)
-        .at("size", format_args!("{width} x {height}"))
-        .at("at most", format_args!("{} pixels", at_most.min(MAX_PIXELS))))
-}
-
-fn damaged(error: &(dyn std::error::Error + 'static)) -> Error {
-    Error::new(IMAGE_DAMAGED, "an image cannot be decoded")
-        .because(error)
-        .hint("look at the file: fetch or convert it again, or remove it")
 }
 
 /// The size whose shorter side is `shorter`; the other is rounded down, as in torchvision.
@@ -419,59 +295,10 @@ fn random_cut([height, width]: [usize; 2], area: [f64; 2], ratio: [f64; 2], rng:
     Cut { top: (height - size[0]) / 2, left: (width - size[1]) / 2, size }
 }
 
-fn resize(
-    resizer: &mut fir::Resizer,
-    decoded: &[u8],
-    source: [usize; 2],
-    cut: Cut,
-    size: [usize; 2],
-) -> Result<Vec<u8>> {
-    let failed = |error: &(dyn std::error::Error + 'static)| {
-        damaged(error).at("resize", format!("{cut:?} to {size:?}"))
-    };
-    // Sides are checked to be below 65536. The typed interface: the other compiles the resizer for all kinds of pixels.
-    let [source_height, source_width, height, width] =
-        [source[0], source[1], size[0], size[1]].map(|side| side as u32);
-    let image =
-        TypedImageRef::<U8x3>::from_buffer(source_width, source_height, decoded).map_err(|e| failed(&e))?;
-    let [top, left, cut_height, cut_width] =
-        [cut.top, cut.left, cut.size[0], cut.size[1]].map(|side| side as u32);
-    // Cut, then scaled: no pixel outside shines in.
-    let part = TypedCroppedImage::new(image, left, top, cut_width, cut_height).map_err(|e| failed(&e))?;
-    let mut pixels = vec![0; size[0] * size[1] * CHANNELS];
-    let mut target = TypedImage::<U8x3>::from_buffer(width, height, &mut pixels).map_err(|e| failed(&e))?;
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-    resizer.resize_typed(&part, &mut target, &options).map_err(|e| failed(&e))?;
-    Ok(pixels)
-}
-
-fn center_cut(pixels: &[u8], size: [usize; 2], crop: [usize; 2]) -> Result<Vec<u8>> {
-    let [height, width] = crop;
-    if height > size[0] || width > size[1] {
-        return Err(Error::new(IMAGE_CROP, "an image is smaller than the crop asked of it")
-            .at("image", format_args!("{} x {}", size[0], size[1]))
-            .at("crop", format_args!("{height} x {width}"))
-            .hint("`resize` to at least the size of the crop before"));
-    }
-    let middle = |all: usize, part: usize| ((all - part) as f64 / 2.0).round_ties_even() as usize;
-    let [top, left] = [middle(size[0], height), middle(size[1], width)];
-    let row = |row: usize| &pixels[((top + row) * size[1] + left) * CHANNELS..][..width * CHANNELS];
-    Ok((0..height).flat_map(row).copied().collect())
-}
-
-const CHANNELS: usize = 3;
-const START_OF_SCAN: &[u8; 2] = b"\xff\xda";
-const END_OF_IMAGE: &[u8; 2] = b"\xff\xd9";
-/// How a PNG file begins.
-const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
-/// The longest side of a JPEG.
-const MAX_SIDE: usize = 65_535;
-/// Where Pillow, too, refuses to decode ("decompression bomb").
-const MAX_PIXELS: usize = 178_956_970;
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codes::IMAGE_DAMAGED;
     use crate::files::damaged as damaged_copies;
 
     macro_rules! file {
@@ -530,10 +357,9 @@ mod tests {
         let (most, mean) = difference(image.pixels(), file!("rgb.png.shorter24.raw"));
         assert!(most <= 1 && mean < 0.3, "{most} at most, {mean} on average");
 
-        let mut scratch = Scratch::default();
-        let source = decode_png(PNG_FILE, &mut scratch.decoded).unwrap();
-        let cut = Cut { top: 5, left: 10, size: [20, 40] };
-        let ours = resize(&mut scratch.resizer, &scratch.decoded, source, cut, [32, 32]).unwrap();
+        let mut decoder = Decoder::default();
+        decoder.decode(PNG_FILE).unwrap();
+        let ours = decoder.scaled(Cut { top: 5, left: 10, size: [20, 40] }, [32, 32]).unwrap();
         let (most, mean) = difference(&ours, file!("rgb.png.cut.raw"));
         assert!(most <= 1 && mean < 0.3, "{most} at most, {mean} on average");
     }

@@ -17,7 +17,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failure class: a stable identifier with a page in `docs/errors/`.
 ///
-/// The letter tells the area: `C` configuration, `L` loading, `T` training, `K` checkpoints, `P` processes.
+/// The letter tells the area: `C` configuration, `L` loading, `T` training, `K` checkpoints, `P` processes, `D` ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Code {
     /// The identifier, such as `L0102`.

@@ -102,7 +102,7 @@ pub fn waitv(words: &[(&AtomicU32, u32)], timeout: Duration) -> WokenAny {
 }
 
 /// The time of `CLOCK_MONOTONIC`, which all processes of a machine share.
-pub(crate) fn now() -> Duration {
+pub fn now() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is writable for the call; the clock exists on every Linux.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };

@@ -1,7 +1,7 @@
 //! What every other Leyden crate stands on: [errors](error), [exit codes](exit), [signals as values](signal),
 //! [contained panics](mod@contain) and the [allocator's thresholds](allocator); on Linux also processes that run a
-//! function of the program ([`spawn`]) or another program ([`guarded`]) and never outlive it, memory that processes
-//! [share](memory), and [pools](pool) of workers that do tasks through it.
+//! function of the program ([`spawn`]) or another program ([`guarded`]) and never outlive it, [functions](function) inside of
+//! what is sent to them, memory that processes [share](memory), and [pools](pool) of workers that do tasks through it.
 //!
 //! All `unsafe` code of the project is in this crate; each block says who guarantees what.
 

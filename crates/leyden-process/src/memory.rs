@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 pub use crate::available::available_bytes;
 pub use crate::region::Region;
@@ -51,6 +52,50 @@ impl Memory {
     /// The descriptor to hand to another process.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// The word at `offset`, which is to be a multiple of 4: for flags, and for sleeping on by [`futex`](crate::futex).
+    ///
+    /// # Panics
+    ///
+    /// Where there is no word at that offset.
+    pub fn word(&self, offset: usize) -> &AtomicU32 {
+        self.view(offset).expect("a word lies in the memory")
+    }
+
+    /// The long word at `offset`, which is to be a multiple of 8. None of its halves is to be used as a
+    /// [`word`](Self::word).
+    ///
+    /// # Panics
+    ///
+    /// Where there is no long word at that offset.
+    pub fn long(&self, offset: usize) -> &AtomicU64 {
+        self.view(offset).expect("a long word lies in the memory")
+    }
+
+    /// Copies `bytes` to `offset`. Whoever reads them meanwhile gets some of the old and some of the new: when they may
+    /// be read is said by words beside them.
+    ///
+    /// # Panics
+    ///
+    /// Where they do not fit.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        let to = self.range(offset, bytes.len()).expect("the bytes lie in the memory");
+        // SAFETY: the range lies in the mapping, and no reference to it exists in this process: what `view` gives are
+        // atomics, and slots and arguments have memory of their own. Other processes' accesses are theirs; the bytes
+        // may be any.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), bytes.len()) };
+    }
+
+    /// Copies from `offset` what is there.
+    ///
+    /// # Panics
+    ///
+    /// Where there is not so much.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) {
+        let from = self.range(offset, bytes.len()).expect("the bytes lie in the memory");
+        // SAFETY: as in `write`.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), bytes.as_mut_ptr(), bytes.len()) };
     }
 
     /// The `T` at `offset`.
@@ -97,7 +142,9 @@ impl fmt::Debug for Memory {
 pub(crate) unsafe trait Words {}
 
 // SAFETY: it is one.
-unsafe impl Words for std::sync::atomic::AtomicU32 {}
+unsafe impl Words for AtomicU32 {}
+// SAFETY: it is one.
+unsafe impl Words for AtomicU64 {}
 
 /// A mapped file.
 pub(crate) struct Map {
@@ -247,7 +294,7 @@ const MFD_NOEXEC_SEAL: u32 = 8;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::Ordering;
 
     #[test]
     fn two_mappings_of_one_descriptor_are_one_memory() {
@@ -258,6 +305,25 @@ mod tests {
         assert_eq!(theirs.bytes(), 8192);
         assert!(ours.punch(4096, 4096));
         assert_eq!(theirs.view::<AtomicU32>(4096).unwrap().load(Ordering::Acquire), 0);
+    }
+
+    #[test]
+    fn bytes_go_in_and_come_out_again() {
+        let ours = Memory::new(8192).unwrap();
+        let theirs = Memory::from_fd(ours.fd().try_clone_to_owned().unwrap()).unwrap();
+        ours.write(8187, b"hello");
+        ours.long(8).store(u64::MAX - 1, Ordering::Release);
+        let mut bytes = [0; 5];
+        theirs.read(8187, &mut bytes);
+        assert_eq!(&bytes, b"hello");
+        assert_eq!(theirs.long(8).load(Ordering::Acquire), u64::MAX - 1);
+        assert_eq!(theirs.word(0).load(Ordering::Acquire), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "lie in the memory")]
+    fn nothing_is_written_beyond_the_end() {
+        Memory::new(4096).unwrap().write(4090, b"too long");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use leyden_image::Decoder;
 use leyden_process::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,7 @@ use crate::array::Array;
 use crate::codes::NO_IMAGES;
 use crate::collate::default_collate;
 use crate::dataset::{Dataset, SampleCx, out_of_range};
-use crate::image::{Image, ImageTransform, Scratch};
+use crate::image::{Image, ImageTransform};
 
 /// JPEG and PNG files in one folder for each class (torchvision: `ImageFolder`).
 ///
@@ -256,7 +257,7 @@ struct Pool(Mutex<Vec<Worker>>);
 #[derive(Default)]
 struct Worker {
     file: Vec<u8>,
-    image: Scratch,
+    image: Decoder,
 }
 
 impl Pool {

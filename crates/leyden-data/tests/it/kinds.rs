@@ -95,6 +95,7 @@ impl Dataset for Where {
 
 #[test]
 fn auto_starts_threads_where_samples_are_slow_and_there_is_more_than_one_core() {
+    let _leftovers = Leftovers::before();
     let makers = |each: Duration| -> BTreeSet<String> {
         let loader = DataLoader::builder(Where(each)).batch_size(4).workers(Workers::auto()).build().unwrap();
         loader.epoch(0).map(|batch| format!("{:?}", batch.unwrap().data)).collect()

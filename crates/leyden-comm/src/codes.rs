@@ -1,0 +1,115 @@
+//! The failure classes of this crate; each has a page in `docs/errors/`.
+//!
+//! The texts of the errors are where the errors are made.
+
+use leyden_process::{Code, exit};
+
+/// A world cannot have that many ranks, or a rank's place in it is taken.
+pub const WORLD_SIZE: Code = Code::new("D0101", exit::CONFIGURATION);
+/// A descriptor is not the memory of a world.
+pub const WORLD_FOREIGN: Code = Code::new("D0102", exit::CONFIGURATION);
+/// Ranks disagree on a collective.
+pub const DISAGREE: Code = Code::new("D0103", exit::TRAINING_FAILED);
+/// A rank has left while others wait for it.
+pub const LEFT: Code = Code::new("D0104", exit::TRAINING_FAILED);
+/// A rank has died.
+pub const DIED: Code = Code::new("D0105", exit::WORKER_DIED);
+/// Ranks wait for each other in a circle.
+pub const DEADLOCK: Code = Code::new("D0106", exit::TRAINING_FAILED);
+/// A rank does not arrive within its budget.
+pub const STUCK: Code = Code::new("D0107", exit::TRAINING_FAILED);
+/// What a collective was given does not fit.
+pub const ARGUMENT: Code = Code::new("D0108", exit::TRAINING_FAILED);
+/// An object cannot be sent to the other ranks.
+pub const OBJECT: Code = Code::new("D0109", exit::TRAINING_FAILED);
+/// Whatever watches the ranks is gone.
+pub const UNWATCHED: Code = Code::new("D0110", exit::WORKER_DIED);
+/// Code that rank 0 alone runs has panicked.
+pub const RANK_ZERO_PANICKED: Code = Code::new("D0111", exit::TRAINING_FAILED);
+/// A rank's code has panicked.
+pub const RANK_PANICKED: Code = Code::new("D0112", exit::TRAINING_FAILED);
+/// A launcher's variable is not a number.
+pub const NOT_A_NUMBER: Code = Code::new("D0301", exit::CONFIGURATION);
+/// A launcher's variable is set, and its counterpart is not.
+pub const HALF_SET: Code = Code::new("D0302", exit::CONFIGURATION);
+/// A rank is not below the number of ranks.
+pub const RANK_RANGE: Code = Code::new("D0303", exit::CONFIGURATION);
+/// Two launchers claim this process, and disagree.
+pub const LAUNCHERS_DISAGREE: Code = Code::new("D0304", exit::CONFIGURATION);
+/// A compressed list (of nodes, or of tasks per node) cannot be read.
+pub const LIST_MALFORMED: Code = Code::new("D0305", exit::CONFIGURATION);
+/// A compressed list stands for more than any cluster has.
+pub const LIST_TOO_LONG: Code = Code::new("D0306", exit::CONFIGURATION);
+/// The variables of one launcher contradict each other.
+pub const LAUNCHER_CONTRADICTS: Code = Code::new("D0307", exit::CONFIGURATION);
+/// The address of the master is not one.
+pub const MASTER_ADDRESS: Code = Code::new("D0308", exit::CONFIGURATION);
+/// The port on which the store is to listen is taken.
+pub const STORE_PORT_TAKEN: Code = Code::new("D0501", exit::CONFIGURATION);
+/// The store cannot listen on its address.
+pub const STORE_LISTEN: Code = Code::new("D0502", exit::CONFIGURATION);
+/// The store's address is not one, or its name is not known.
+pub const STORE_ADDRESS: Code = Code::new("D0503", exit::CONFIGURATION);
+/// No store answers at its address within the deadline.
+pub const STORE_UNREACHABLE: Code = Code::new("D0504", exit::TRAINING_FAILED);
+/// What answers at the store's address is no store.
+pub const STORE_STRANGER: Code = Code::new("D0505", exit::CONFIGURATION);
+/// A key was not set in time.
+pub const STORE_TIMEOUT: Code = Code::new("D0506", exit::TRAINING_FAILED);
+/// The connection to the store is lost.
+pub const STORE_LOST: Code = Code::new("D0507", exit::TRAINING_FAILED);
+/// A key, a value or a number of keys is larger than the store takes.
+pub const STORE_LIMIT: Code = Code::new("D0508", exit::TRAINING_FAILED);
+/// The store's answer makes no sense.
+pub const STORE_REPLY: Code = Code::new("D0509", exit::TRAINING_FAILED);
+/// The store does not answer.
+pub const STORE_SILENT: Code = Code::new("D0510", exit::TRAINING_FAILED);
+/// The store's thread could not be started.
+pub const STORE_THREAD: Code = Code::new("D0511", exit::TRAINING_FAILED);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_code_has_a_page_that_starts_with_it() {
+        let all = [
+            WORLD_SIZE,
+            WORLD_FOREIGN,
+            DISAGREE,
+            LEFT,
+            DIED,
+            DEADLOCK,
+            STUCK,
+            ARGUMENT,
+            OBJECT,
+            UNWATCHED,
+            RANK_ZERO_PANICKED,
+            RANK_PANICKED,
+            NOT_A_NUMBER,
+            HALF_SET,
+            RANK_RANGE,
+            LAUNCHERS_DISAGREE,
+            LIST_MALFORMED,
+            LIST_TOO_LONG,
+            LAUNCHER_CONTRADICTS,
+            MASTER_ADDRESS,
+            STORE_PORT_TAKEN,
+            STORE_LISTEN,
+            STORE_ADDRESS,
+            STORE_UNREACHABLE,
+            STORE_STRANGER,
+            STORE_TIMEOUT,
+            STORE_LOST,
+            STORE_LIMIT,
+            STORE_REPLY,
+            STORE_SILENT,
+            STORE_THREAD,
+        ];
+        for code in all {
+            let path = format!("{}/../../docs/errors/{code}.md", env!("CARGO_MANIFEST_DIR"));
+            let page = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+            assert!(page.starts_with(&format!("# {code}: ")), "{path} starts with {:?}", page.lines().next());
+        }
+    }
+}

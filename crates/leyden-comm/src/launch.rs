@@ -1,0 +1,150 @@
+//! Starting ranks: as threads of this process, or as processes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leyden_process::spawn::{Child, Job, Parent, Received, SpawnOptions};
+use leyden_process::supervise::Cause;
+use leyden_process::{Error, Result, contain};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::codes::{DIED, OBJECT, RANK_PANICKED};
+use crate::rank::Rank;
+use crate::world::World;
+
+/// Runs `f` on `n` ranks, each a thread of this process, and gives what each returns, in their order. For tests: with the
+/// same arithmetic and the same errors as ranks that are processes, except that a thread cannot be killed.
+///
+/// # Errors
+/// The first rank's error; `D0112` if it panics. Those of a world that cannot be made.
+pub fn threads<R: Send>(n: usize, f: impl Fn(&mut Rank) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let world = Arc::new(World::create(n)?);
+    let ranks = (0..n).map(|rank| Rank::join(Arc::clone(&world), rank)).collect::<Result<Vec<_>>>()?;
+    let f = &f;
+    let results: Vec<Result<R>> = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            ranks.into_iter().map(|rank| scope.spawn(move || live(rank, |rank| f(rank)))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("panics are contained")).collect()
+    });
+    results.into_iter().collect()
+}
+
+/// Runs `f` on `n` fresh ranks, each a process of this program that never reaches `main`, and gives what each returns, in
+/// their order (PyTorch: `torch.multiprocessing.spawn`). From anywhere: a test, a thread, a second time. They die with this
+/// process, and all of them are gone when this returns.
+///
+/// `f` is a plain function or a closure that captures nothing; each rank has a copy of `argument`.
+///
+/// # Errors
+/// What failed first: a rank's own error, with the place `rank`; `D0105` if it died, with the cause and its last lines on
+/// stderr; `D0112` if it panicked. Those of [`Job::new`] and [`Job::spawn`]; `D0109` if a result cannot be sent.
+pub fn spawn<A, R, F>(n: usize, f: F, argument: &A) -> Result<Vec<R>>
+where
+    A: Serialize + DeserializeOwned + Send + 'static,
+    R: Serialize + DeserializeOwned + Send,
+    F: Fn(A, &mut Rank) -> Result<R> + Copy + Send + Sync + 'static,
+{
+    let world = World::create(n)?;
+    let job = Job::new(move |argument: A, parent| serve(f, argument, parent), argument)?;
+    let children = (0..n).map(|rank| {
+        let options = SpawnOptions { fds: vec![world.fd()], ..SpawnOptions::named(format!("rank {rank}")) };
+        let child = job.spawn(&options)?;
+        child.send(&(rank as u64).to_le_bytes())?;
+        Ok(child)
+    });
+    let children = children.collect::<Result<Vec<Child>>>()?;
+    let world = &world;
+    let results: Vec<Result<Vec<u8>>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = children
+            .into_iter()
+            .enumerate()
+            .map(|(rank, child)| scope.spawn(move || attend(world, rank, child)))
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect()
+    });
+    if let Some(error) = world.poisoned() {
+        return Err(error);
+    }
+    let read = |bytes: Result<Vec<u8>>| {
+        postcard::from_bytes(&bytes?)
+            .map_err(|error| Error::new(OBJECT, "a rank's result cannot be read").because(&error))
+    };
+    results.into_iter().map(read).collect()
+}
+
+/// A rank's process.
+fn serve<A, R, F>(f: F, argument: A, mut parent: Parent) -> Result<()>
+where
+    R: Serialize,
+    F: Fn(A, &mut Rank) -> Result<R>,
+{
+    let Received::Message(number) = parent.recv(TOLD)? else { return Ok(()) };
+    let number = number.try_into().map_or(usize::MAX, |bytes| u64::from_le_bytes(bytes) as usize);
+    let Some(fd) = parent.fds().pop() else { return Ok(()) };
+    let rank = Rank::enter(Arc::new(World::open(fd)?), number)?;
+    let result = live(rank, |rank| f(argument, rank))?;
+    let bytes = postcard::to_allocvec(&result).map_err(|error| {
+        Error::new(OBJECT, "a rank's result cannot be sent").at("rank", number).because(&error)
+    })?;
+    bytes.chunks(MESSAGE).try_for_each(|piece| parent.send(piece))
+}
+
+/// A rank's life: its error, or panic, is the world's.
+fn live<R>(mut rank: Rank, f: impl FnOnce(&mut Rank) -> Result<R>) -> Result<R> {
+    let result = contain(|| f(&mut rank))
+        .unwrap_or_else(|panic| Err(panic.explain(Error::new(RANK_PANICKED, "a rank panicked"))));
+    result.map_err(|error| rank.fail(error))
+}
+
+/// Takes a rank's result, and tells the others how it ended.
+fn attend(world: &World, rank: usize, mut child: Child) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut failing = None;
+    let ended = loop {
+        match child.recv(LOOK)? {
+            Received::Message(piece) => bytes.extend(piece),
+            Received::TimedOut => {
+                // The others have seen that the world failed; what does not end by itself is ended.
+                let since = match world.is_calm() {
+                    true => continue,
+                    false => *failing.get_or_insert_with(std::time::Instant::now),
+                };
+                if since.elapsed() > GRACE {
+                    break child.stop(LOOK);
+                }
+            }
+            Received::Closed => match child.ended(GRACE) {
+                Some(ended) => break ended,
+                None => break child.stop(LOOK),
+            },
+        }
+    };
+    if ended.cause == Cause::Done {
+        // What it failed of is told by itself.
+        world.tell_end(rank, ended.error.is_none(), "returned");
+        return ended.into_result(&format!("rank {rank}")).map(|()| bytes);
+    }
+    let words = std::iter::once(ended.cause.to_string()).chain(ended.stderr.clone());
+    let words = words.collect::<Vec<_>>().join("\n");
+    world.tell_end(rank, false, &words);
+    let mut error = Error::new(DIED, format!("rank {rank} died")).at("cause", ended.cause);
+    if !ended.stderr.is_empty() {
+        error = error.at("its stderr", ended.stderr.join("\n"));
+    }
+    // Whoever waits for it says so too, and from where. Nobody need wait for it, though.
+    std::thread::sleep(BETTER_WORDS);
+    world.poison(&error);
+    Err(error)
+}
+
+/// How long a new process waits to be told its rank.
+const TOLD: Duration = Duration::from_secs(10);
+/// How much of a result is sent at once, in bytes.
+const MESSAGE: usize = 64 << 10;
+/// How often whoever waits for a rank looks whether the world has failed meanwhile.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long those that wait for a dead rank have to say so first.
+const BETTER_WORDS: Duration = Duration::from_millis(20);
+/// How long the other ranks may take to end once one has failed.
+const GRACE: Duration = Duration::from_secs(5);

@@ -1,0 +1,680 @@
+//! A rank: one of the processes (or threads) of a world, and what it does together with the others.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::panic::Location;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use leyden_process::{Error, Result, contain, futex, tombstone};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::codes::{ARGUMENT, OBJECT, RANK_ZERO_PANICKED, WORLD_SIZE};
+use crate::element::{Element, ReduceOp, fold};
+use crate::record::{Agreed, Op, Site};
+use crate::watch::{Limits, Waiter, now};
+use crate::world::{MOST_GROUPS, SITES, State, WINDOW, World};
+
+/// One of the ranks of a world. What it does with others takes `&mut self`, and there is one of it: two threads cannot
+/// mix their collectives, and code inside [`on_rank_zero`](Self::on_rank_zero) cannot call any.
+///
+/// A collective compares what all ranks are about to do before data moves. One that another rank does not join ends in an
+/// error on every rank that waits: at once where it is certain that it will not (another collective, an end, a death),
+/// after its budget where the rank is only silent. After a failure every further collective of the world gives it again.
+///
+/// # Example
+///
+/// ```
+/// use leyden_comm::{ReduceOp, launch};
+///
+/// let sums = launch::threads(3, |rank| {
+///     let mut gradients = [rank.rank() as f32, 1.0];
+///     rank.all_reduce(&mut gradients, ReduceOp::Mean)?;
+///     rank.barrier("epoch end")?;
+///     Ok(gradients)
+/// })?;
+/// assert_eq!(sums, [[1.0, 1.0]; 3]);
+/// # Ok::<(), leyden_comm::Error>(())
+/// ```
+pub struct Rank {
+    world: Arc<World>,
+    rank: usize,
+    limits: Limits,
+    spins: u32,
+    groups: Vec<Members>,
+    sites: Sites,
+    /// Not `Sync`: one thread at a time.
+    alone: PhantomData<Cell<()>>,
+}
+
+/// Some of the ranks; see [`Rank::new_group`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Group(u8);
+
+impl Group {
+    /// All ranks (PyTorch: `dist.group.WORLD`).
+    pub const WORLD: Self = Self(0);
+}
+
+/// What [`Rank::on_rank_zero`] lends to its closure: that it runs on rank 0 alone. It has no collectives.
+#[derive(Debug)]
+pub struct RankZero(());
+
+/// A group as this rank sees it.
+struct Members {
+    ranks: Vec<usize>,
+    /// Collectives begun, and arrivals made.
+    seq: u64,
+    tick: u32,
+}
+
+impl Rank {
+    /// Takes a rank's place in the world. In a process of its own, the process's death is noticed from here on.
+    pub(crate) fn enter(world: Arc<World>, rank: usize) -> Result<Self> {
+        let joined = Self::join(world, rank)?;
+        tombstone::hold(Arc::clone(&joined.world), move |world| world.tombstone(rank))?;
+        Ok(joined)
+    }
+
+    /// The same as one of several ranks in this process.
+    pub(crate) fn join(world: Arc<World>, rank: usize) -> Result<Self> {
+        let size = world.size();
+        if rank >= size {
+            return Err(Error::new(WORLD_SIZE, "a rank is not below the number of ranks")
+                .at("rank", rank)
+                .at("ranks", size));
+        }
+        if !world.take_place(rank, std::process::id()) {
+            return Err(Error::new(WORLD_SIZE, "a rank's place in the world is taken")
+                .at("rank", rank)
+                .at("by", format_args!("pid {}", world.pid(rank)))
+                .hint("give each process a rank of its own"));
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let groups = vec![Members { ranks: (0..size).collect(), seq: 0, tick: 0 }];
+        // A spin that is longer than a peer needs on a core of its own only keeps it from its core.
+        let spins = if size <= cores { 20_000 } else { 50 };
+        let sites = Sites::default();
+        Ok(Self { world, rank, limits: Limits::default(), spins, groups, sites, alone: PhantomData })
+    }
+
+    /// This rank's number, from 0.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// How many ranks there are.
+    pub fn world_size(&self) -> usize {
+        self.world.size()
+    }
+
+    /// How long collectives wait for a rank that lives and does not come: a line on stderr after `warn` (5 s), an error
+    /// after `budget` (60 s, and what a rank has announced by [`long_op`](Self::long_op)).
+    pub fn set_limits(&mut self, warn: Duration, budget: Duration) {
+        self.limits = Limits { warn, budget };
+    }
+
+    /// Waits until all ranks are here (PyTorch: `dist.barrier()`).
+    ///
+    /// # Errors
+    /// As every collective: `D0103` if ranks disagree, `D0104` if one has left, `D0105` if one died, `D0106` if ranks wait
+    /// for each other, `D0107` if one does not come, `D0110` if nobody watches any more; what the world failed of before.
+    #[track_caller]
+    pub fn barrier(&mut self, label: &str) -> Result<()> {
+        self.barrier_in(Group::WORLD, label)
+    }
+
+    /// The same for the ranks of a group.
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier); `D0108` if this rank is not in the group. So for all that end in `_in`.
+    #[track_caller]
+    pub fn barrier_in(&mut self, group: Group, label: &str) -> Result<()> {
+        let mut call = self.begin(group, Agreed::of(Op::Barrier), label)?;
+        call.meet(&[])
+    }
+
+    /// Makes of each element what `op` makes of those of all ranks, on all ranks (PyTorch: `dist.all_reduce`). Which
+    /// arithmetic: see [`element`](crate::element).
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier); `D0108` for a mean of integers. Ranks with other lengths disagree (`D0103`).
+    #[track_caller]
+    pub fn all_reduce<T: Element>(&mut self, data: &mut [T], op: ReduceOp) -> Result<()> {
+        self.all_reduce_in(Group::WORLD, data, op, "")
+    }
+
+    /// The same for the ranks of a group, with a label that errors name (a bucket, a metric).
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce) and [`barrier_in`](Self::barrier_in).
+    #[track_caller]
+    pub fn all_reduce_in<T: Element>(
+        &mut self,
+        group: Group,
+        data: &mut [T],
+        op: ReduceOp,
+        label: &str,
+    ) -> Result<()> {
+        check_mean::<T>(op)?;
+        let mut call = self.begin(group, agreed::<T>(Op::AllReduce, data.len(), Some(op), 0), label)?;
+        call.reduce(data, op, None)
+    }
+
+    /// The same, but the result is on `root` alone; the others keep what they had (PyTorch: `dist.reduce`).
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce); `D0108` if there is no such rank.
+    #[track_caller]
+    pub fn reduce<T: Element>(&mut self, data: &mut [T], op: ReduceOp, root: usize) -> Result<()> {
+        check_mean::<T>(op)?;
+        self.check_root(root)?;
+        let mut call = self.begin(Group::WORLD, agreed::<T>(Op::Reduce, data.len(), Some(op), root), "")?;
+        call.reduce(data, op, Some(root))
+    }
+
+    /// Gives all ranks the elements of `root` (PyTorch: `dist.broadcast`).
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier); `D0108` if there is no such rank.
+    #[track_caller]
+    pub fn broadcast<T: Element>(&mut self, data: &mut [T], root: usize) -> Result<()> {
+        self.check_root(root)?;
+        let mut call = self.begin(Group::WORLD, agreed::<T>(Op::Broadcast, data.len(), None, root), "")?;
+        call.broadcast(bytemuck::cast_slice_mut(data), root)
+    }
+
+    /// The elements of all ranks, those of rank 0 first (PyTorch: `dist.all_gather`).
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier).
+    #[track_caller]
+    pub fn all_gather<T: Element>(&mut self, data: &[T]) -> Result<Vec<T>> {
+        let mut call = self.begin(Group::WORLD, agreed::<T>(Op::AllGather, data.len(), None, 0), "")?;
+        call.gather(data)
+    }
+
+    /// The same on `root` alone; the others get nothing (PyTorch: `dist.gather`).
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier); `D0108` if there is no such rank.
+    #[track_caller]
+    pub fn gather<T: Element>(&mut self, data: &[T], root: usize) -> Result<Option<Vec<T>>> {
+        self.check_root(root)?;
+        let mut call = self.begin(Group::WORLD, agreed::<T>(Op::Gather, data.len(), None, root), "")?;
+        let all = call.gather(data)?;
+        Ok((self.rank == root).then_some(all))
+    }
+
+    /// Each rank's part of what `root` has: as many elements as `part` has room for, in the order of ranks (PyTorch:
+    /// `dist.scatter`). `data` is looked at on `root` alone.
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier); `D0108` if there is no such rank, or `root` has not as many elements as all take.
+    #[track_caller]
+    pub fn scatter<T: Element>(&mut self, data: &[T], part: &mut [T], root: usize) -> Result<()> {
+        self.check_root(root)?;
+        let whole = part.len() * self.world_size();
+        if self.rank == root && data.len() != whole {
+            return Err(lengths("scatter", data.len(), whole));
+        }
+        let mut all = vec![T::zeroed(); whole];
+        if self.rank == root {
+            all.copy_from_slice(data);
+        }
+        let mut call = self.begin(Group::WORLD, agreed::<T>(Op::Scatter, part.len(), None, root), "")?;
+        call.broadcast(bytemuck::cast_slice_mut(&mut all), root)?;
+        part.copy_from_slice(&all[self.rank * part.len()..][..part.len()]);
+        Ok(())
+    }
+
+    /// Reduces, and keeps this rank's part of the result, in the order of ranks (PyTorch: `dist.reduce_scatter`).
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce); `D0108` if `data` has not as many elements as all parts together.
+    #[track_caller]
+    pub fn reduce_scatter<T: Element>(&mut self, data: &[T], part: &mut [T], op: ReduceOp) -> Result<()> {
+        check_mean::<T>(op)?;
+        let whole = part.len() * self.world_size();
+        if data.len() != whole {
+            return Err(lengths("reduce_scatter", data.len(), whole));
+        }
+        let mut all = data.to_vec();
+        let mut call =
+            self.begin(Group::WORLD, agreed::<T>(Op::ReduceScatter, part.len(), Some(op), 0), "")?;
+        call.reduce(&mut all, op, None)?;
+        part.copy_from_slice(&all[self.rank * part.len()..][..part.len()]);
+        Ok(())
+    }
+
+    /// Gives all ranks what `root` has (PyTorch: `dist.broadcast_object_list`). The value of the others is not looked at.
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier); `D0109`, on all ranks, if it cannot be serialised or read back; `D0108` if there is
+    /// no such rank.
+    #[track_caller]
+    pub fn broadcast_object<T: Serialize + DeserializeOwned>(&mut self, value: T, root: usize) -> Result<T> {
+        self.check_root(root)?;
+        let mine = (self.rank == root).then(|| serialise(&value));
+        let mut call =
+            self.begin(Group::WORLD, Agreed { root: root as u16, ..Agreed::of(Op::BroadcastObject) }, "")?;
+        let bytes = call.broadcast_bytes(mine, root)?;
+        if self.rank == root {
+            return Ok(value);
+        }
+        read(&bytes?)
+    }
+
+    /// Whether any rank says so (a stop, a skip, the end of its data): flags may differ, and are put together.
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier).
+    #[track_caller]
+    pub fn agree_any(&mut self, flag: bool, label: &str) -> Result<bool> {
+        let mut call = self.begin(Group::WORLD, Agreed::of(Op::Agree), label)?;
+        let mut flag = [u8::from(flag)];
+        call.reduce(&mut flag, ReduceOp::Max, None)?;
+        Ok(flag[0] != 0)
+    }
+
+    /// Runs `f` on rank 0 while the others wait, and gives its value, or its error, to all (Lightning: `rank_zero_only`
+    /// and a barrier). No collective can be called in it: it does not compile. It may take 30 minutes.
+    ///
+    /// # Errors
+    /// What `f` gives, on every rank; `D0111` if it panics; as [`barrier`](Self::barrier).
+    ///
+    /// ```compile_fail
+    /// # fn f(rank: &mut leyden_comm::Rank) -> leyden_comm::Result<()> {
+    /// rank.on_rank_zero(|_| rank.barrier("inside"))
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn on_rank_zero<T: Serialize + DeserializeOwned>(
+        &mut self,
+        f: impl FnOnce(&RankZero) -> Result<T>,
+    ) -> Result<T> {
+        let site = Location::caller();
+        if self.rank != 0 {
+            let mut call = self.begin_at(Group::WORLD, Agreed::of(Op::OnRankZero), "", site)?;
+            let bytes = call.broadcast_bytes(None, 0)??;
+            return match read::<(Option<T>, Vec<u8>)>(&bytes)? {
+                (Some(value), _) => Ok(value),
+                (None, error) => Err(Error::from_wire(&error)
+                    .unwrap_or_else(|| Error::new(OBJECT, "rank 0's error cannot be read"))
+                    .at_if_absent("rank", 0)),
+            };
+        }
+        let number = self.sites.number(&self.world, self.rank, site, "on_rank_zero");
+        let result = self.in_phase(number, RANK_ZERO, || {
+            contain(|| f(&RankZero(()))).unwrap_or_else(|panic| {
+                Err(panic.explain(Error::new(RANK_ZERO_PANICKED, "code that rank 0 alone runs panicked")))
+            })
+        });
+        let message = match &result {
+            Ok(value) => serialise(&(Some(value), Vec::<u8>::new())),
+            Err(error) => serialise(&(None::<&T>, error.to_wire())),
+        };
+        let mut call = self.begin_at(Group::WORLD, Agreed::of(Op::OnRankZero), "", site)?;
+        let sent = call.broadcast_bytes(Some(message), 0)?;
+        result.and_then(|value| sent.map(|_| value))
+    }
+
+    /// Announces that what `f` does takes up to `budget`: the others wait that long, and say what for.
+    #[track_caller]
+    pub fn long_op<T>(&mut self, name: &str, budget: Duration, f: impl FnOnce() -> T) -> T {
+        let number = self.sites.number(&self.world, self.rank, Location::caller(), name);
+        self.in_phase(number, budget, f)
+    }
+
+    /// Says what this rank does from now on, until the next phase: errors and warnings of those that wait for it name it.
+    #[track_caller]
+    pub fn phase(&mut self, name: &str) {
+        let number = self.sites.number(&self.world, self.rank, Location::caller(), name);
+        self.world.set_phase(self.rank, number, now(), 0);
+    }
+
+    /// A group of some ranks, in the order of their numbers (PyTorch: `dist.new_group`). All ranks of the world call it,
+    /// with the same ranks.
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier); `D0108` if `ranks` is empty, has a rank twice or one that is none, or if there are
+    /// too many groups.
+    #[track_caller]
+    pub fn new_group(&mut self, ranks: &[usize]) -> Result<Group> {
+        let mut members = ranks.to_vec();
+        members.sort_unstable();
+        members.dedup();
+        let number = self.groups.len();
+        let refuse = |why: String| {
+            Error::new(ARGUMENT, "a group cannot be made").at("ranks", format_args!("{ranks:?}")).why(why)
+        };
+        if members.is_empty()
+            || members.len() != ranks.len()
+            || members.iter().any(|&rank| rank >= self.world_size())
+        {
+            return Err(refuse(format!(
+                "it needs different ranks below {}, at least one",
+                self.world_size()
+            )));
+        }
+        if number >= MOST_GROUPS {
+            return Err(refuse(format!("there are {MOST_GROUPS} groups already, the world among them")));
+        }
+        let hash = members.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, &rank| {
+            (hash ^ rank as u64).wrapping_mul(0x100_0000_01b3)
+        });
+        let mut call = self.begin(Group::WORLD, Agreed { count: hash, ..Agreed::of(Op::NewGroup) }, "")?;
+        call.meet(&[])?;
+        // All write the same.
+        self.world.set_members(number, &members);
+        self.groups.push(Members { ranks: members, seq: 0, tick: 0 });
+        Ok(Group(number as u8))
+    }
+
+    /// Its code has failed: so has the world. Gives the error with its place.
+    pub(crate) fn fail(&self, error: Error) -> Error {
+        let error = error.at_if_absent("rank", self.rank);
+        self.world.poison(&error);
+        error
+    }
+
+    fn in_phase<T>(&mut self, site: u32, budget: Duration, f: impl FnOnce() -> T) -> T {
+        let budget = u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX);
+        self.world.set_phase(self.rank, site, now(), budget);
+        let result = f();
+        self.world.set_phase(self.rank, 0, 0, 0);
+        result
+    }
+
+    fn check_root(&self, root: usize) -> Result<()> {
+        if root < self.world_size() {
+            return Ok(());
+        }
+        Err(Error::new(ARGUMENT, "a root is not below the number of ranks")
+            .at("root", root)
+            .at("ranks", self.world_size()))
+    }
+
+    #[track_caller]
+    fn begin(&mut self, group: Group, agreed: Agreed, label: &str) -> Result<Call<'_>> {
+        self.begin_at(group, agreed, label, Location::caller())
+    }
+
+    fn begin_at(
+        &mut self,
+        group: Group,
+        agreed: Agreed,
+        label: &str,
+        site: &'static Location<'static>,
+    ) -> Result<Call<'_>> {
+        if !self.world.is_calm()
+            && let Some(error) = self.world.poisoned()
+        {
+            return Err(error);
+        }
+        let number = usize::from(group.0);
+        let here = self.groups.get(number).is_some_and(|group| group.ranks.contains(&self.rank));
+        if !here {
+            return Err(Error::new(ARGUMENT, "a rank is not in the group of its collective")
+                .at("rank", self.rank)
+                .at("group", number)
+                .hint("call it on the ranks of the group alone"));
+        }
+        let site = self.sites.number(&self.world, self.rank, site, label);
+        let members = &mut self.groups[number];
+        members.seq += 1;
+        let packed = agreed.pack();
+        self.world.write_record(self.rank, number, members.seq, packed, site, now());
+        Ok(Call { rank: self, group: number, agreed: packed, compared: false })
+    }
+}
+
+/// One that drops its rank has finished; one that does so in a panic has not.
+impl Drop for Rank {
+    fn drop(&mut self) {
+        let state = if std::thread::panicking() { State::Panicked } else { State::Left };
+        self.world.set_state(self.rank, state);
+    }
+}
+
+impl fmt::Debug for Rank {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rank")
+            .field("rank", &self.rank)
+            .field("of", &self.world.size())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A collective that has been announced.
+struct Call<'a> {
+    rank: &'a mut Rank,
+    group: usize,
+    agreed: [u64; 2],
+    compared: bool,
+}
+
+impl Call<'_> {
+    /// Arrives, with these bytes for the others to see, and waits for all. Once.
+    fn meet(&mut self, bytes: &[u8]) -> Result<()> {
+        let Rank { world, rank: own, limits, spins, groups, .. } = &mut *self.rank;
+        let Members { ranks, seq, tick } = &mut groups[self.group];
+        *tick = tick.wrapping_add(1);
+        world.write_window(*own, self.group, *tick, bytes);
+        let arrived = world.arrived(*own, self.group);
+        arrived.store(*tick, Ordering::SeqCst);
+        if world.sleepers(*own, self.group).load(Ordering::SeqCst) > 0 {
+            futex::wake(arrived, u32::MAX);
+        }
+        let waiter = Waiter {
+            world,
+            limits: *limits,
+            rank: *own,
+            group: self.group,
+            members: ranks,
+            seq: *seq,
+            tick: *tick,
+            spins: *spins,
+        };
+        let mut met = Ok(());
+        for &peer in ranks.iter().filter(|&&peer| peer != *own) {
+            met = waiter.wait_for(peer);
+            if met.is_ok() && !self.compared && world.agreed(peer, self.group, *seq) != self.agreed {
+                met = waiter.compare(self.agreed);
+            }
+            if met.is_err() {
+                break;
+            }
+        }
+        self.compared = true;
+        met.inspect_err(|error| world.poison(error))
+    }
+
+    fn members(&self) -> &[usize] {
+        &self.rank.groups[self.group].ranks
+    }
+
+    fn read(&self, peer: usize, offset: usize, bytes: &mut [u8]) {
+        let tick = self.rank.groups[self.group].tick;
+        self.rank.world.read_window(peer, self.group, tick, offset, bytes);
+    }
+
+    /// Reduces `data` window by window; only on `root` if there is one.
+    fn reduce<T: Element>(&mut self, data: &mut [T], op: ReduceOp, root: Option<usize>) -> Result<()> {
+        /// How many elements are reduced at once: few enough to stay in the nearest cache.
+        const BLOCK: usize = 2048;
+        let each = WINDOW / size_of::<T>();
+        let own = self.rank.rank;
+        let ranks = self.members().len();
+        let mut partials = vec![T::Partial::default(); BLOCK.min(data.len())];
+        let mut block = vec![T::zeroed(); partials.len()];
+        if data.is_empty() {
+            return self.meet(&[]);
+        }
+        for window in data.chunks_mut(each) {
+            self.meet(bytemuck::cast_slice(window))?;
+            if root.is_some_and(|root| root != own) {
+                continue;
+            }
+            for (place, results) in window.chunks_mut(BLOCK).enumerate() {
+                let (partials, block) = (&mut partials[..results.len()], &mut block[..results.len()]);
+                for (index, &peer) in self.rank.groups[self.group].ranks.iter().enumerate() {
+                    let next: &[T] = if peer == own {
+                        results
+                    } else {
+                        self.read(peer, place * BLOCK * size_of::<T>(), bytemuck::cast_slice_mut(block));
+                        block
+                    };
+                    if index == 0 {
+                        partials.iter_mut().zip(next).for_each(|(partial, next)| *partial = next.widen());
+                    } else {
+                        fold(op, partials, next);
+                    }
+                }
+                for (result, partial) in results.iter_mut().zip(&*partials) {
+                    *result = T::finish(op, *partial, ranks);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn broadcast(&mut self, bytes: &mut [u8], root: usize) -> Result<()> {
+        let own = self.rank.rank;
+        if bytes.is_empty() {
+            return self.meet(&[]);
+        }
+        for window in bytes.chunks_mut(WINDOW) {
+            self.meet(if own == root { window } else { &[] })?;
+            if own != root {
+                self.read(root, 0, window);
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of which only the root knows how many, or why there are none.
+    fn broadcast_bytes(&mut self, mine: Option<Result<Vec<u8>>>, root: usize) -> Result<Result<Vec<u8>>> {
+        let (failed, mut bytes) = match mine {
+            Some(Ok(bytes)) => (false, bytes),
+            Some(Err(error)) => (true, error.to_wire()),
+            None => (false, Vec::new()),
+        };
+        let mut head = [bytes.len() as u64, u64::from(failed)];
+        self.broadcast(bytemuck::cast_slice_mut(&mut head), root)?;
+        bytes.resize(head[0] as usize, 0);
+        if !bytes.is_empty() {
+            self.broadcast(&mut bytes, root)?;
+        }
+        if head[1] == 0 {
+            return Ok(Ok(bytes));
+        }
+        let error = Error::from_wire(&bytes);
+        Ok(Err(error.unwrap_or_else(|| Error::new(OBJECT, "an object cannot be sent to the other ranks"))))
+    }
+
+    fn gather<T: Element>(&mut self, data: &[T]) -> Result<Vec<T>> {
+        let members = self.members().to_vec();
+        let mut all = vec![T::zeroed(); data.len() * members.len()];
+        if data.is_empty() {
+            self.meet(&[])?;
+            return Ok(all);
+        }
+        let each = WINDOW / size_of::<T>();
+        for (place, window) in data.chunks(each).enumerate() {
+            self.meet(bytemuck::cast_slice(window))?;
+            for (index, &peer) in members.iter().enumerate() {
+                let part = &mut all[index * data.len() + place * each..][..window.len()];
+                if peer == self.rank.rank {
+                    part.copy_from_slice(window);
+                } else {
+                    self.read(peer, 0, bytemuck::cast_slice_mut(part));
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Where this rank's collectives are called, each written down once.
+#[derive(Default)]
+struct Sites {
+    numbers: HashMap<(usize, String), u32>,
+    /// The last one without a label, which most are.
+    last: Option<(usize, u32)>,
+    count: u32,
+}
+
+impl Sites {
+    fn number(&mut self, world: &World, rank: usize, place: &'static Location<'static>, label: &str) -> u32 {
+        let address = std::ptr::from_ref(place).addr();
+        if let Some((last, number)) = self.last
+            && last == address
+            && label.is_empty()
+        {
+            return number;
+        }
+        let number = match self.numbers.get(&(address, label.to_owned())) {
+            Some(&number) => number,
+            None => {
+                // The oldest makes room: labels may be made up anew in each step.
+                if self.count == SITES {
+                    self.numbers.clear();
+                    self.count = 0;
+                }
+                self.count += 1;
+                let site =
+                    Site { label: label.to_owned(), place: format!("{}:{}", place.file(), place.line()) };
+                world.write_site(rank, self.count, &site);
+                self.numbers.insert((address, label.to_owned()), self.count);
+                self.count
+            }
+        };
+        if label.is_empty() {
+            self.last = Some((address, number));
+        }
+        number
+    }
+}
+
+/// How long [`Rank::on_rank_zero`] may take.
+const RANK_ZERO: Duration = Duration::from_secs(30 * 60);
+
+fn agreed<T: Element>(op: Op, count: usize, reduce: Option<ReduceOp>, root: usize) -> Agreed {
+    Agreed { op, element: T::NUMBER, reduce, root: root as u16, count: count as u64 }
+}
+
+fn check_mean<T: Element>(op: ReduceOp) -> Result<()> {
+    if op == ReduceOp::Mean && !T::IS_FLOAT {
+        return Err(Error::new(ARGUMENT, "integers have no mean")
+            .at("type", T::NAME)
+            .hint("take the sum, or convert them to floats first"));
+    }
+    Ok(())
+}
+
+fn lengths(what: &str, found: usize, expected: usize) -> Error {
+    Error::new(ARGUMENT, format!("{what} was given another number of elements than its parts take"))
+        .at("elements", found)
+        .at("expected", expected)
+}
+
+fn serialise<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    postcard::to_allocvec(value).map_err(|error| {
+        Error::new(OBJECT, "an object cannot be sent to the other ranks")
+            .at("type", std::any::type_name::<T>())
+            .because(&error)
+    })
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    postcard::from_bytes(bytes).map_err(|error| {
+        Error::new(OBJECT, "an object of another rank cannot be read")
+            .at("type", std::any::type_name::<T>())
+            .because(&error)
+    })
+}

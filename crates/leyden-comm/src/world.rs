@@ -1,0 +1,482 @@
+//! The memory that the ranks of one host share: who is there, what each is about to do, and their numbers.
+//!
+//! Each word has one writer, but for those that say so. A rank announces a collective by writing its record and then
+//! its arrival, and reads another's record once it has seen that one's arrival. Records and windows are used in turn:
+//! what belongs to one arrival is written over only after all have made the next one, and whoever makes it has read
+//! all that it needs of the one before.
+
+use std::fmt;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use leyden_process::memory::Memory;
+use leyden_process::{Error, Result, futex};
+
+use crate::codes::{WORLD_FOREIGN, WORLD_SIZE};
+use crate::record::{Record, Site};
+
+/// The most ranks of one host.
+pub const MOST_RANKS: usize = 1024;
+/// The most groups, the world itself among them.
+pub const MOST_GROUPS: usize = 16;
+/// How much of a collective's numbers crosses at once, in bytes: two of them for each rank stay in the cache.
+pub(crate) const WINDOW: usize = 256 << 10;
+
+/// See the module.
+pub(crate) struct World {
+    memory: Memory,
+    size: usize,
+}
+
+/// What a rank is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum State {
+    /// It has not come yet.
+    Absent,
+    /// It takes part.
+    Present,
+    /// It has let go of its [`Rank`](crate::Rank), as one that has finished does.
+    Left,
+    /// It has let go of it in a panic.
+    Panicked,
+}
+
+/// How a process ended, as whoever started it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum End {
+    Unknown,
+    Clean,
+    Failed,
+}
+
+impl World {
+    /// # Errors
+    /// `D0101` if `size` is 0 or more than [`MOST_RANKS`]; those of [`Memory::new`].
+    pub(crate) fn create(size: usize) -> Result<Self> {
+        if size == 0 || size > MOST_RANKS {
+            return Err(Error::new(WORLD_SIZE, "a world cannot have that many ranks")
+                .at("ranks", size)
+                .at("possible", format_args!("1 to {MOST_RANKS} on one host")));
+        }
+        let world = Self { memory: Memory::new(bytes(size))?, size };
+        world.memory.long(SIZE).store(size as u64, Ordering::Relaxed);
+        world.memory.long(MAGIC).store(MAGIC_WORD, Ordering::Release);
+        Ok(world)
+    }
+
+    /// # Errors
+    /// `D0102` if it is something else; those of [`Memory::from_fd`].
+    pub(crate) fn open(fd: OwnedFd) -> Result<Self> {
+        let memory = Memory::from_fd(fd)?;
+        let foreign = || Error::new(WORLD_FOREIGN, "a descriptor is not the memory of a world");
+        if memory.bytes() < HEADER || memory.long(MAGIC).load(Ordering::Acquire) != MAGIC_WORD {
+            return Err(foreign());
+        }
+        let size = memory.long(SIZE).load(Ordering::Relaxed) as usize;
+        if size == 0 || size > MOST_RANKS || memory.bytes() != bytes(size) {
+            return Err(foreign().at("ranks", size));
+        }
+        Ok(Self { memory, size })
+    }
+
+    /// What to hand to a rank's process.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.memory.fd()
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Says how a rank's process ended; whoever waits for it wakes. `words`: "killed by SIGKILL", and its last lines.
+    pub(crate) fn tell_end(&self, rank: usize, clean: bool, words: &str) {
+        let place = self.rank(rank);
+        self.write_text(place + END_WORDS, END_WORDS_BYTES, words);
+        let end = if clean { End::Clean } else { End::Failed };
+        let word = self.end_word(rank);
+        word.store(end as u32, Ordering::Release);
+        futex::wake(word, u32::MAX);
+        self.wake_all();
+    }
+
+    /// How a rank's process ended, once that is known, and in which words.
+    pub(crate) fn end(&self, rank: usize) -> (End, String) {
+        let end = match self.end_word(rank).load(Ordering::Acquire) {
+            1 => End::Clean,
+            2 => End::Failed,
+            _ => return (End::Unknown, String::new()),
+        };
+        (end, self.read_text(self.rank(rank) + END_WORDS, END_WORDS_BYTES))
+    }
+
+    pub(crate) fn end_word(&self, rank: usize) -> &AtomicU32 {
+        self.memory.word(self.rank(rank) + END)
+    }
+
+    /// The first failure of the world ends all waits of all ranks.
+    pub(crate) fn poison(&self, error: &Error) {
+        let word = self.poison_word();
+        if word.compare_exchange(CALM, POISONING, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return;
+        }
+        let mut wire = error.to_wire();
+        if wire.len() > POISON_BYTES {
+            let what: String = error.what().chars().take(1000).collect();
+            wire = Error::new(error.code(), what).to_wire();
+        }
+        self.memory.write(POISON_WORDS, &wire);
+        self.memory.word(POISON_LENGTH).store(wire.len() as u32, Ordering::Relaxed);
+        word.store(POISONED, Ordering::Release);
+        futex::wake(word, u32::MAX);
+        self.wake_all();
+    }
+
+    /// What the world failed of, if it did.
+    pub(crate) fn poisoned(&self) -> Option<Error> {
+        if self.poison_word().load(Ordering::Acquire) != POISONED {
+            return None;
+        }
+        let length = self.memory.word(POISON_LENGTH).load(Ordering::Relaxed) as usize;
+        let mut wire = vec![0; length.min(POISON_BYTES)];
+        self.memory.read(POISON_WORDS, &mut wire);
+        let unreadable = || Error::new(WORLD_FOREIGN, "the reason why a world failed cannot be read");
+        Some(Error::from_wire(&wire).unwrap_or_else(unreadable))
+    }
+
+    pub(crate) fn is_calm(&self) -> bool {
+        self.poison_word().load(Ordering::Relaxed) == CALM
+    }
+
+    pub(crate) fn poison_word(&self) -> &AtomicU32 {
+        self.memory.word(POISON)
+    }
+
+    /// The tombstone of whoever watches the ranks from outside, if there is somebody.
+    pub(crate) fn supervisor(&self) -> &AtomicU32 {
+        self.memory.word(SUPERVISOR)
+    }
+
+    pub(crate) fn tombstone(&self, rank: usize) -> &AtomicU32 {
+        self.memory.word(self.rank(rank) + TOMBSTONE)
+    }
+
+    /// Takes a rank's place; false if somebody has it.
+    pub(crate) fn take_place(&self, rank: usize, pid: u32) -> bool {
+        let place = self.rank(rank);
+        let word = self.memory.word(place + PID);
+        if word.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return false;
+        }
+        self.set_state(rank, State::Present);
+        true
+    }
+
+    pub(crate) fn pid(&self, rank: usize) -> i32 {
+        self.memory.word(self.rank(rank) + PID).load(Ordering::Acquire) as i32
+    }
+
+    pub(crate) fn state(&self, rank: usize) -> State {
+        match self.state_word(rank).load(Ordering::Acquire) {
+            1 => State::Present,
+            2 => State::Left,
+            3 => State::Panicked,
+            _ => State::Absent,
+        }
+    }
+
+    pub(crate) fn state_word(&self, rank: usize) -> &AtomicU32 {
+        self.memory.word(self.rank(rank) + STATE)
+    }
+
+    pub(crate) fn set_state(&self, rank: usize, state: State) {
+        self.state_word(rank).store(state as u32, Ordering::Release);
+        futex::wake(self.state_word(rank), u32::MAX);
+        self.wake_all();
+    }
+
+    /// What a rank is doing outside of collectives.
+    pub(crate) fn set_phase(&self, rank: usize, site: u32, since: u64, budget: u64) {
+        let place = self.rank(rank);
+        self.memory.word(place + PHASE).store(site, Ordering::Relaxed);
+        self.memory.long(place + PHASE_SINCE).store(since, Ordering::Relaxed);
+        self.memory.long(place + PHASE_BUDGET).store(budget, Ordering::Release);
+    }
+
+    /// The phase that a rank is in, since when (on the clock of all processes, in ns), and how long it may take in ns, if
+    /// that was announced.
+    pub(crate) fn phase(&self, rank: usize) -> Option<(Site, u64, u64)> {
+        let place = self.rank(rank);
+        let budget = self.memory.long(place + PHASE_BUDGET).load(Ordering::Acquire);
+        let site = self.memory.word(place + PHASE).load(Ordering::Relaxed);
+        let since = self.memory.long(place + PHASE_SINCE).load(Ordering::Relaxed);
+        (site != 0).then(|| (self.site(rank, site), since, budget))
+    }
+
+    /// Keeps where something was called, as number `number` of `rank`'s, above 0.
+    pub(crate) fn write_site(&self, rank: usize, number: u32, site: &Site) {
+        let offset = self.site_offset(rank, number);
+        self.write_text(offset, SITE_LABEL_BYTES, &site.label);
+        self.write_text(offset + SITE_LABEL_BYTES, SITE_BYTES - SITE_LABEL_BYTES, &site.place);
+    }
+
+    fn site(&self, rank: usize, number: u32) -> Site {
+        if number == 0 || number > SITES {
+            return Site::default();
+        }
+        let offset = self.site_offset(rank, number);
+        Site {
+            label: self.read_text(offset, SITE_LABEL_BYTES),
+            place: self.read_text(offset + SITE_LABEL_BYTES, SITE_BYTES - SITE_LABEL_BYTES),
+        }
+    }
+
+    fn site_offset(&self, rank: usize, number: u32) -> usize {
+        self.rank(rank) + SITES_AT + (number as usize - 1) % SITES as usize * SITE_BYTES
+    }
+
+    /// Writes a record; it is seen once its arrival is.
+    pub(crate) fn write_record(
+        &self,
+        rank: usize,
+        group: usize,
+        seq: u64,
+        agreed: [u64; 2],
+        site: u32,
+        time: u64,
+    ) {
+        let record = self.record_offset(rank, group, seq);
+        let words = [agreed[0], agreed[1], u64::from(site), time, seq];
+        for (word, value) in words.into_iter().enumerate() {
+            self.memory.long(record + 8 * word).store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// What a rank has agreed to as its collective `seq`: of the last [`RING`] alone.
+    pub(crate) fn agreed(&self, rank: usize, group: usize, seq: u64) -> [u64; 2] {
+        let record = self.record_offset(rank, group, seq);
+        [0, 8].map(|word| self.memory.long(record + word).load(Ordering::Relaxed))
+    }
+
+    /// The whole record of a rank's collective `seq`, if it is still there.
+    pub(crate) fn record(&self, rank: usize, group: usize, seq: u64) -> Option<Record> {
+        let offset = self.record_offset(rank, group, seq);
+        let word = |word: usize| self.memory.long(offset + 8 * word).load(Ordering::Relaxed);
+        (seq > 0 && word(4) == seq).then(|| Record {
+            seq,
+            group: group as u8,
+            agreed: [word(0), word(1)],
+            site: self.site(rank, word(2) as u32),
+        })
+    }
+
+    /// The last collective that a rank has begun in a group.
+    pub(crate) fn last_record(&self, rank: usize, group: usize) -> Option<Record> {
+        let last = (0..RING as u64)
+            .map(|place| {
+                self.memory.long(self.record_offset(rank, group, place) + 32).load(Ordering::Relaxed)
+            })
+            .max()?;
+        self.record(rank, group, last)
+    }
+
+    fn record_offset(&self, rank: usize, group: usize, seq: u64) -> usize {
+        self.rank(rank) + RECORDS_AT + (group * RING + (seq % RING as u64) as usize) * RECORD_BYTES
+    }
+
+    /// How often a rank has arrived in a group.
+    pub(crate) fn arrived(&self, rank: usize, group: usize) -> &AtomicU32 {
+        self.memory.word(self.arrival_offset(rank, group))
+    }
+
+    /// How many ranks sleep until that rank arrives: written by them.
+    pub(crate) fn sleepers(&self, rank: usize, group: usize) -> &AtomicU32 {
+        self.memory.word(self.arrival_offset(rank, group) + 4)
+    }
+
+    /// The arrival that a rank waits for in a group; 0 while it does not wait.
+    pub(crate) fn awaited(&self, rank: usize, group: usize) -> &AtomicU64 {
+        self.memory.long(self.arrival_offset(rank, group) + 8)
+    }
+
+    /// Which ranks are in a group: bits, of which member 0 writes.
+    pub(crate) fn members(&self, group: usize) -> Vec<usize> {
+        if group == 0 {
+            return (0..self.size).collect();
+        }
+        let has = |rank: &usize| {
+            self.memory.long(self.members_offset(group) + rank / 64 * 8).load(Ordering::Acquire)
+                >> (rank % 64)
+                & 1
+                == 1
+        };
+        (0..self.size).filter(has).collect()
+    }
+
+    pub(crate) fn set_members(&self, group: usize, members: &[usize]) {
+        for (place, word) in (0..MOST_RANKS / 64).enumerate() {
+            let bits = members
+                .iter()
+                .filter(|&&rank| rank / 64 == word)
+                .fold(0, |bits, rank| bits | 1_u64 << (rank % 64));
+            self.memory.long(self.members_offset(group) + place * 8).store(bits, Ordering::Release);
+        }
+    }
+
+    fn members_offset(&self, group: usize) -> usize {
+        GROUPS_AT + group * (MOST_RANKS / 8)
+    }
+
+    fn arrival_offset(&self, rank: usize, group: usize) -> usize {
+        self.rank(rank) + ARRIVALS_AT + group * ARRIVAL_BYTES
+    }
+
+    /// Puts bytes into a rank's window of a group, for arrival `tick`.
+    pub(crate) fn write_window(&self, rank: usize, group: usize, tick: u32, bytes: &[u8]) {
+        self.memory.write(self.window(rank, group, tick), bytes);
+    }
+
+    /// Reads from a rank's window.
+    pub(crate) fn read_window(&self, rank: usize, group: usize, tick: u32, offset: usize, bytes: &mut [u8]) {
+        self.memory.read(self.window(rank, group, tick) + offset, bytes);
+    }
+
+    fn window(&self, rank: usize, group: usize, tick: u32) -> usize {
+        HEADER + self.size * RANK_BYTES + ((rank * MOST_GROUPS + group) * 2 + tick as usize % 2) * WINDOW
+    }
+
+    fn rank(&self, rank: usize) -> usize {
+        assert!(rank < self.size, "rank {rank} of {}", self.size);
+        HEADER + rank * RANK_BYTES
+    }
+
+    /// Wakes all ranks that wait for another's arrival, so that they look around.
+    fn wake_all(&self) {
+        for rank in 0..self.size {
+            for group in 0..MOST_GROUPS {
+                if self.sleepers(rank, group).load(Ordering::SeqCst) > 0 {
+                    futex::wake(self.arrived(rank, group), u32::MAX);
+                }
+            }
+        }
+    }
+
+    /// A text of at most `room - 4` bytes, with its length before it.
+    fn write_text(&self, offset: usize, room: usize, text: &str) {
+        let mut end = text.len().min(room - 4);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.memory.write(offset + 4, &text.as_bytes()[..end]);
+        self.memory.word(offset).store(end as u32, Ordering::Release);
+    }
+
+    fn read_text(&self, offset: usize, room: usize) -> String {
+        let length = self.memory.word(offset).load(Ordering::Acquire) as usize;
+        let mut bytes = vec![0; length.min(room - 4)];
+        self.memory.read(offset + 4, &mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("World").field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+/// How many records of a rank are kept in each group: what is left of its past when it dies.
+pub(crate) const RING: usize = 64;
+/// How many call sites of a rank are kept.
+pub(crate) const SITES: u32 = 256;
+
+const MAGIC_WORD: u64 = u64::from_le_bytes(*b"leyden/1");
+const CALM: u32 = 0;
+const POISONING: u32 = 1;
+const POISONED: u32 = 2;
+
+// The header.
+const MAGIC: usize = 0;
+const SIZE: usize = 8;
+const SUPERVISOR: usize = 16;
+const POISON: usize = 64;
+const POISON_LENGTH: usize = 68;
+const POISON_WORDS: usize = 128;
+const POISON_BYTES: usize = 16 << 10;
+const GROUPS_AT: usize = POISON_WORDS + POISON_BYTES;
+const HEADER: usize = 32 << 10;
+const _: () = assert!(GROUPS_AT + MOST_GROUPS * MOST_RANKS / 8 <= HEADER);
+
+// Each rank's part.
+const TOMBSTONE: usize = 0;
+const STATE: usize = 64;
+const PID: usize = 68;
+const END: usize = 72;
+const PHASE: usize = 76;
+const PHASE_SINCE: usize = 80;
+const PHASE_BUDGET: usize = 88;
+const END_WORDS: usize = 128;
+const END_WORDS_BYTES: usize = 4096 - END_WORDS;
+const ARRIVALS_AT: usize = 4096;
+/// A cache line: no two ranks' arrivals share one.
+const ARRIVAL_BYTES: usize = 64;
+const RECORDS_AT: usize = ARRIVALS_AT + MOST_GROUPS * ARRIVAL_BYTES;
+const RECORD_BYTES: usize = 64;
+const SITES_AT: usize = RECORDS_AT + MOST_GROUPS * RING * RECORD_BYTES;
+const SITE_BYTES: usize = 256;
+const SITE_LABEL_BYTES: usize = 96;
+const RANK_BYTES: usize = (SITES_AT + SITES as usize * SITE_BYTES).next_multiple_of(4096);
+
+/// The size of a world's memory. It is sparse: what is not used takes none.
+const fn bytes(ranks: usize) -> usize {
+    HEADER + ranks * (RANK_BYTES + MOST_GROUPS * 2 * WINDOW)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_world_is_opened_by_its_descriptor_and_nothing_else_is() {
+        let world = World::create(3).unwrap();
+        let other = World::open(world.fd().try_clone_to_owned().unwrap()).unwrap();
+        assert_eq!(other.size(), 3);
+        assert!(other.take_place(1, 77) && !world.take_place(1, 78));
+        assert_eq!((world.pid(1), world.state(1), world.state(0)), (77, State::Present, State::Absent));
+        let foreign = Memory::new(bytes(3)).unwrap();
+        let error = World::open(foreign.fd().try_clone_to_owned().unwrap()).unwrap_err();
+        assert_eq!(error.code(), WORLD_FOREIGN);
+        for size in [0, MOST_RANKS + 1] {
+            assert_eq!(World::create(size).unwrap_err().code(), WORLD_SIZE);
+        }
+    }
+
+    #[test]
+    fn words_and_records_come_out_as_they_went_in() {
+        let world = World::create(2).unwrap();
+        let site = Site { label: "epoch end".to_owned(), place: "ä".repeat(200) };
+        world.write_site(1, 5, &site);
+        world.write_record(1, 0, 70, [1, 2], 5, 9);
+        let record = world.record(1, 0, 70).unwrap();
+        assert_eq!((record.agreed, &record.site.label[..]), ([1, 2], "epoch end"));
+        assert!(record.site.place.starts_with("ää") && record.site.place.len() <= 156);
+        assert_eq!(world.record(1, 0, 6), None, "its place was taken by 70");
+        assert_eq!(world.last_record(1, 0), Some(record));
+        assert_eq!(world.last_record(0, 0), None);
+        world.tell_end(0, false, "killed by SIGKILL");
+        assert_eq!(world.end(0), (End::Failed, "killed by SIGKILL".to_owned()));
+        world.set_members(3, &[0, 1]);
+        assert_eq!(world.members(3), [0, 1]);
+    }
+
+    #[test]
+    fn the_first_poison_is_the_one_that_stays() {
+        let world = World::create(1).unwrap();
+        assert!(world.is_calm() && world.poisoned().is_none());
+        world.poison(&Error::new(WORLD_SIZE, "first").at("rank", 1));
+        world.poison(&Error::new(WORLD_SIZE, "second"));
+        let error = world.poisoned().unwrap();
+        assert_eq!((error.what(), error.place("rank")), ("first", Some("1")));
+    }
+}

@@ -1,0 +1,6 @@
+//! Ranks that do as they should, and ranks that do not: threads of this process, and processes.
+#![cfg(target_os = "linux")]
+
+mod arithmetic;
+mod failing;
+mod together;
