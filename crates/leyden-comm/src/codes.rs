@@ -28,6 +28,16 @@ pub const UNWATCHED: Code = Code::new("D0110", exit::WORKER_DIED);
 pub const RANK_ZERO_PANICKED: Code = Code::new("D0111", exit::TRAINING_FAILED);
 /// A rank's code has panicked.
 pub const RANK_PANICKED: Code = Code::new("D0112", exit::TRAINING_FAILED);
+/// Ranks that run `main` cannot be launched from here.
+pub const LAUNCH_ELSEWHERE: Code = Code::new("D0201", exit::CONFIGURATION);
+/// The world has another number of ranks.
+pub const LAUNCH_OTHER_SIZE: Code = Code::new("D0202", exit::CONFIGURATION);
+/// A worker cannot launch ranks.
+pub const LAUNCH_IN_WORKER: Code = Code::new("D0203", exit::CONFIGURATION);
+/// The ranks could not be started.
+pub const LAUNCH_START: Code = Code::new("D0204", exit::WORKER_DIED);
+/// There is no place for what the ranks print.
+pub const LAUNCH_LOGS: Code = Code::new("D0205", exit::CONFIGURATION);
 /// A launcher's variable is not a number.
 pub const NOT_A_NUMBER: Code = Code::new("D0301", exit::CONFIGURATION);
 /// A launcher's variable is set, and its counterpart is not.
@@ -86,6 +96,11 @@ mod tests {
             UNWATCHED,
             RANK_ZERO_PANICKED,
             RANK_PANICKED,
+            LAUNCH_ELSEWHERE,
+            LAUNCH_OTHER_SIZE,
+            LAUNCH_IN_WORKER,
+            LAUNCH_START,
+            LAUNCH_LOGS,
             NOT_A_NUMBER,
             HALF_SET,
             RANK_RANGE,

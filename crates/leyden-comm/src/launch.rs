@@ -1,4 +1,9 @@
-//! Starting ranks: as threads of this process, or as processes.
+//! Starting ranks: the program itself, several times ([`world`]); processes that run one function ([`spawn`]); threads of
+//! this process ([`threads()`]).
+
+mod logs;
+mod program;
+mod supervisor;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +17,8 @@ use serde::de::DeserializeOwned;
 use crate::codes::{DIED, OBJECT, RANK_PANICKED};
 use crate::rank::Rank;
 use crate::world::World;
+
+pub use program::{LaunchOptions, WorldHandle, world, world_with};
 
 /// Runs `f` on `n` ranks, each a thread of this process, and gives what each returns, in their order. For tests: with the
 /// same arithmetic and the same errors as ranks that are processes, except that a thread cannot be killed.

@@ -22,7 +22,7 @@ pub fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()>
     let (known, is_known) = mpsc::sync_channel(1);
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         #[cfg(not(leyden_portable))]
-        ours().insert(current());
+        is_ours();
         // Nobody listens only if the caller has given up.
         let _ = known.send(());
         body();
@@ -30,6 +30,12 @@ pub fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()>
         ours().remove(&current());
     })?;
     is_known.recv_timeout(PATIENCE).map_err(|_| io::ErrorKind::TimedOut.into())
+}
+
+/// The calling thread holds no lock of general use from now on.
+#[cfg(not(leyden_portable))]
+pub(crate) fn is_ours() {
+    ours().insert(current());
 }
 
 /// Whether this is the thread that runs `main`.

@@ -3,4 +3,5 @@
 
 mod arithmetic;
 mod failing;
+mod launching;
 mod together;
