@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod comm;
 mod loader;
 mod trainer;
 
@@ -26,7 +27,7 @@ enum Action {
     /// Runs all rows of a group
     Run {
         /// The group
-        #[arg(value_parser = ["trainer", "loader"])]
+        #[arg(value_parser = ["trainer", "loader", "comm"])]
         group: String,
         /// Of `loader`, only the rows with this in their names
         #[arg(long, default_value = "")]
@@ -102,6 +103,9 @@ pub fn main() -> ExitCode {
             .iter()
             .filter(|plan| plan.row().contains(&only))
             .try_for_each(|plan| plan.measure(peer).map(|row| print(&[row], json))),
+        Action::Run { group, json, peer, .. } if group == "comm" => {
+            comm::rows(peer).map(|rows| print(&rows, json))
+        }
         Action::Run { json, peer, .. } => trainer::rows(peer).map(|rows| print(&rows, json)),
         Action::Measure { what } => measure(&what),
         Action::Serve { cell } => loader::serve(&cell),

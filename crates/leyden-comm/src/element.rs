@@ -54,6 +54,43 @@ pub(crate) fn fold<T: Element>(op: ReduceOp, partials: &mut [T::Partial], next: 
     }
 }
 
+/// Reduces the elements of two ranks, in place of one's: the same arithmetic in a single pass. `own_first`: whether that one
+/// is the first of both.
+pub(crate) fn reduce_two<T: Element>(op: ReduceOp, own: &mut [T], other: &[T], own_first: bool) {
+    fn pass<T: Element>(own: &mut [T], other: &[T], own_first: bool, reduce: impl Fn(T, T) -> T) {
+        if own_first {
+            own.iter_mut().zip(other).for_each(|(own, other)| *own = reduce(*own, *other));
+        } else {
+            own.iter_mut().zip(other).for_each(|(own, other)| *own = reduce(*other, *own));
+        }
+    }
+    macro_rules! with {
+        ($op:expr) => {
+            pass(own, other, own_first, |a, b| T::finish($op, T::combine($op, a.widen(), b), 2))
+        };
+    }
+    match op {
+        ReduceOp::Sum => with!(ReduceOp::Sum),
+        ReduceOp::Mean => with!(ReduceOp::Mean),
+        ReduceOp::Min => with!(ReduceOp::Min),
+        ReduceOp::Max => with!(ReduceOp::Max),
+        ReduceOp::Prod => with!(ReduceOp::Prod),
+    }
+}
+
+/// Makes results of partial ones.
+pub(crate) fn finish<T: Element>(op: ReduceOp, partials: &[T::Partial], results: &mut [T], ranks: usize) {
+    fn each<T: Element>(partials: &[T::Partial], results: &mut [T], finish: impl Fn(T::Partial) -> T) {
+        for (result, partial) in results.iter_mut().zip(partials) {
+            *result = finish(*partial);
+        }
+    }
+    match op {
+        ReduceOp::Mean => each(partials, results, |partial| T::finish(ReduceOp::Mean, partial, ranks)),
+        _ => each(partials, results, |partial| T::finish(ReduceOp::Sum, partial, ranks)),
+    }
+}
+
 fn each<T: Element>(partials: &mut [T::Partial], next: &[T], combine: impl Fn(T::Partial, T) -> T::Partial) {
     for (partial, next) in partials.iter_mut().zip(next) {
         *partial = combine(*partial, *next);

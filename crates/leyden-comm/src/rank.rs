@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::codes::{ARGUMENT, OBJECT, RANK_ZERO_PANICKED, WORLD_SIZE};
-use crate::element::{Element, ReduceOp, fold};
+use crate::element::{Element, ReduceOp, finish, fold, reduce_two};
 use crate::record::{Agreed, Op, Site};
 use crate::watch::{Limits, Waiter, now};
 use crate::world::{MOST_GROUPS, SITES, State, WINDOW, World};
@@ -545,6 +545,12 @@ impl Call<'_> {
             }
             for (place, results) in window.chunks_mut(BLOCK).enumerate() {
                 let (partials, block) = (&mut partials[..results.len()], &mut block[..results.len()]);
+                if let [first, second] = self.rank.groups[self.group].ranks[..] {
+                    let peer = if first == own { second } else { first };
+                    self.read(peer, place * BLOCK * size_of::<T>(), bytemuck::cast_slice_mut(block));
+                    reduce_two(op, results, block, first == own);
+                    continue;
+                }
                 for (index, &peer) in self.rank.groups[self.group].ranks.iter().enumerate() {
                     let next: &[T] = if peer == own {
                         results
@@ -558,9 +564,7 @@ impl Call<'_> {
                         fold(op, partials, next);
                     }
                 }
-                for (result, partial) in results.iter_mut().zip(&*partials) {
-                    *result = T::finish(op, *partial, ranks);
-                }
+                finish(op, partials, results, ranks);
             }
         }
         Ok(())

@@ -1,0 +1,151 @@
+//! The rows `comm/…`: two ranks that are processes, beside PyTorch's over Gloo.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use std::{fs, hint};
+
+use leyden::{Error, Result};
+use leyden_comm::{Rank, ReduceOp, launch};
+use leyden_process::futex;
+use serde_json::Value;
+
+use crate::{Row, Spread};
+
+/// What is reduced, in bytes; 0 is a barrier.
+const SIZES: [(&str, usize, &str); 4] = [
+    ("comm/barrier", 0, ">= 200x"),
+    ("comm/allreduce-1k", 1 << 10, ">= 500x"),
+    ("comm/allreduce-64k-private", 64 << 10, ">= 100x"),
+    ("comm/allreduce-25m-private", 25 << 20, ">= 5x"),
+];
+
+/// How a rank fails while another one waits for it.
+const FAULTS: [&str; 5] = ["mismatch", "exit 0", "panic", "SIGKILL", "SIGKILL with 2 GB resident"];
+
+/// All rows, beside PyTorch if `peer`.
+pub(crate) fn rows(peer: bool) -> Result<Vec<Row>> {
+    let theirs = if peer { gloo()? } else { BTreeMap::new() };
+    let mut rows = Vec::new();
+    for (row, bytes, goal) in SIZES {
+        let seconds = launch::spawn(2, reduce, &bytes)?.swap_remove(0);
+        let ours = Spread::of(seconds.iter().map(|seconds| seconds * 1e6).collect());
+        let peer = theirs.get(&bytes).copied();
+        let mut notes = vec![format!("p99 {:.3} us", ours.p99)];
+        if bytes > 1 << 20 {
+            notes.push(format!("{:.2} GB/s a rank", bytes as f64 / ours.median / 1e3));
+        }
+        let ratio = peer.map(|peer| peer.median / ours.median);
+        rows.push(Row { row, ours, peer, unit: "us", ratio, goal, compared: "Gloo".to_owned(), notes });
+    }
+    let starts: Result<Vec<f64>> = (0..20)
+        .map(|_| {
+            let began = Instant::now();
+            launch::spawn(2, first_barrier, &())?;
+            Ok(began.elapsed().as_secs_f64() * 1e3)
+        })
+        .collect();
+    rows.push(alone(
+        "comm/spawn-2",
+        Spread::of(starts?),
+        "ms",
+        "<= 50 ms",
+        vec!["until both have ended".to_owned()],
+    ));
+    for (kind, name) in FAULTS.iter().enumerate() {
+        let folder = tempfile::tempdir()?;
+        let repeats = if kind == 4 { 10 } else { 50 };
+        let latencies = (0..repeats).map(|_| fault(kind, folder.path())).collect::<Result<Vec<f64>>>()?;
+        let spread = Spread::of(latencies);
+        let notes = vec![format!("{name}: p99 {:.2} ms of {repeats}, on the rank that waits", spread.p99)];
+        rows.push(alone("comm/fault-p99", spread, "ms", "<= 100 ms", notes));
+    }
+    Ok(rows)
+}
+
+fn alone(row: &'static str, ours: Spread, unit: &'static str, goal: &'static str, notes: Vec<String>) -> Row {
+    Row { row, ours, peer: None, unit, ratio: None, goal, compared: "-".to_owned(), notes }
+}
+
+/// Seconds of each collective, after some that are not counted.
+fn reduce(bytes: usize, rank: &mut Rank) -> Result<Vec<f64>> {
+    let (counted, before) = if bytes > 1 << 20 { (30, 3) } else { (5000, 500) };
+    let mut data = vec![1.0_f32; bytes / 4];
+    let mut seconds = Vec::with_capacity(counted);
+    for round in 0..counted + before {
+        let began = Instant::now();
+        match bytes {
+            0 => rank.barrier("")?,
+            _ => rank.all_reduce(&mut data, ReduceOp::Mean)?,
+        }
+        if round >= before {
+            seconds.push(began.elapsed().as_secs_f64());
+        }
+    }
+    if data.iter().any(|&number| number != 1.0) {
+        return Err(Error::msg("a mean of ones is not one"));
+    }
+    Ok(seconds)
+}
+
+fn first_barrier(_: (), rank: &mut Rank) -> Result<()> {
+    rank.barrier("first")
+}
+
+/// Milliseconds from a fault of rank 1 until rank 0, which waits for it, has its error.
+fn fault(kind: usize, folder: &Path) -> Result<f64> {
+    let _ = launch::spawn(2, faulty, &(kind, folder.to_owned()));
+    let read = |name: &str| -> Result<f64> { Ok(fs::read_to_string(folder.join(name))?.parse()?) };
+    Ok((read("noticed")? - read("failed")?) / 1e6)
+}
+
+fn faulty((kind, folder): (usize, PathBuf), rank: &mut Rank) -> Result<()> {
+    let note = |name: &str| fs::write(folder.join(name), futex::now().as_nanos().to_string());
+    let ballast = vec![1_u8; if kind == 4 && rank.rank() == 1 { 2 << 30 } else { 0 }];
+    rank.barrier("ready")?;
+    if rank.rank() == 1 {
+        // The other one waits by then.
+        std::thread::sleep(Duration::from_millis(20));
+        note("failed")?;
+        match kind {
+            0 => rank.broadcast(&mut [0_u8], 0)?,
+            1 => std::process::exit(0),
+            2 => panic!("meant"),
+            _ => {
+                Command::new("kill").args(["-KILL", &std::process::id().to_string()]).status()?;
+            }
+        }
+        hint::black_box(ballast);
+        return Ok(());
+    }
+    let error = rank.barrier("never").err();
+    note("noticed")?;
+    error.map_or(Ok(()), Err)
+}
+
+/// PyTorch's median and spread in µs, by size; 0 is its barrier.
+fn gloo() -> Result<BTreeMap<usize, Spread>> {
+    let python = std::env::var("LEYDEN_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/allreduce_gloo.py");
+    let sizes = SIZES.iter().map(|(_, bytes, _)| bytes.to_string());
+    let output = Command::new(&python)
+        .args(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script])
+        .args(sizes)
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut spreads = BTreeMap::new();
+    for value in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+        let (Some(bytes), Some(seconds)) = (value["bytes"].as_u64(), value["seconds"].as_array()) else {
+            continue;
+        };
+        let micros = seconds.iter().filter_map(|seconds| Some(seconds.as_f64()? * 1e6)).collect();
+        spreads.insert(bytes as usize, Spread::of(micros));
+    }
+    if spreads.is_empty() {
+        return Err(Error::msg("Gloo measured nothing")
+            .at("program", format_args!("{python} -m torch.distributed.run {script}"))
+            .why(String::from_utf8_lossy(&output.stderr)));
+    }
+    Ok(spreads)
+}
