@@ -9,8 +9,10 @@ use std::cmp;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use leyden_process::memory::Memory;
+use leyden_process::supervise::evidence;
 use leyden_process::{Error, Result, futex};
 
 use crate::codes::{WORLD_FOREIGN, WORLD_SIZE};
@@ -118,8 +120,7 @@ impl World {
 
     /// The first failure of the world ends all waits of all ranks.
     pub(crate) fn poison(&self, error: &Error) {
-        let word = self.poison_word();
-        if word.compare_exchange(CALM, POISONING, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        if !self.takes_the_pen() {
             return;
         }
         let mut wire = error.to_wire();
@@ -129,9 +130,36 @@ impl World {
         }
         self.memory.write(POISON_WORDS, &wire);
         self.memory.word(POISON_LENGTH).store(wire.len() as u32, Ordering::Relaxed);
+        let word = self.poison_word();
         word.store(POISONED, Ordering::Release);
         futex::wake(word, u32::MAX);
         self.wake_all();
+    }
+
+    /// Whether it is for us to write what the world failed of. Whoever writes may be killed while it does: then the next one
+    /// writes it anew.
+    fn takes_the_pen(&self) -> bool {
+        /// A writer needs microseconds, and a process that was killed a while to die.
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let (word, own) = (self.poison_word(), POISONING | std::process::id() << POISONING_BITS);
+        let take = |from| word.compare_exchange(from, own, Ordering::AcqRel, Ordering::Acquire);
+        let start = Instant::now();
+        loop {
+            match take(CALM) {
+                Ok(_) => return true,
+                Err(POISONED) => return false,
+                Err(writer) => {
+                    let process = evidence((writer >> POISONING_BITS) as i32);
+                    if matches!(process.state, None | Some('Z' | 'X')) && take(writer).is_ok() {
+                        return true;
+                    }
+                    if start.elapsed() > PATIENCE {
+                        return false;
+                    }
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+            }
+        }
     }
 
     /// What the world failed of, if it did.
@@ -415,7 +443,9 @@ pub(crate) const SITES: u32 = 256;
 
 const MAGIC_WORD: u64 = u64::from_le_bytes(*b"leyden/1");
 const CALM: u32 = 0;
+/// With the number of the process that writes above these bits.
 const POISONING: u32 = 1;
+const POISONING_BITS: u32 = 2;
 const POISONED: u32 = 2;
 
 // The header.
@@ -501,5 +531,18 @@ mod tests {
         world.poison(&Error::new(WORLD_SIZE, "second"));
         let error = world.poisoned().unwrap();
         assert_eq!((error.what(), error.place("rank")), ("first", Some("1")));
+    }
+
+    #[test]
+    fn a_process_that_is_killed_while_it_poisons_keeps_nobody_from_it() {
+        let world = World::create(1).unwrap();
+        let mut writer = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        world.poison_word().store(POISONING | writer.id() << POISONING_BITS, Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            scope.spawn(|| world.poison(&Error::new(WORLD_SIZE, "second")));
+            writer.kill().unwrap();
+        });
+        writer.wait().unwrap();
+        assert_eq!(world.poisoned().unwrap().what(), "second");
     }
 }

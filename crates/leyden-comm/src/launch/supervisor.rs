@@ -243,7 +243,7 @@ impl Supervisor {
     /// A rank has failed; so has the world.
     fn fail(&mut self, number: usize, words: &str, stderr: &[String]) {
         /// A rank that waits for it needs less; one that computes, or waits for others, learns of it by this.
-        const BETTER_WORDS: Duration = Duration::from_millis(80);
+        const BETTER_WORDS: Duration = Duration::from_millis(25);
         if !self.failed {
             self.failed = true;
             let error = Error::new(DIED, format!("rank {number} died")).at("cause", words);
