@@ -28,6 +28,14 @@ pub const UNWATCHED: Code = Code::new("D0110", exit::WORKER_DIED);
 pub const RANK_ZERO_PANICKED: Code = Code::new("D0111", exit::TRAINING_FAILED);
 /// A rank's code has panicked.
 pub const RANK_PANICKED: Code = Code::new("D0112", exit::TRAINING_FAILED);
+/// Ranks on several hosts cannot be joined yet.
+pub const EXTERNAL_HOSTS: Code = Code::new("D0216", exit::CONFIGURATION);
+/// Not all ranks have come that a launcher is to have started.
+pub const EXTERNAL_MISSING: Code = Code::new("D0217", exit::TRAINING_FAILED);
+/// Rank 0 refuses a rank: another build, another number of ranks, a rank that another process has.
+pub const EXTERNAL_REFUSED: Code = Code::new("D0218", exit::CONFIGURATION);
+/// The socket at which ranks of a launcher meet cannot be had.
+pub const EXTERNAL_SOCKET: Code = Code::new("D0219", exit::CONFIGURATION);
 /// A launcher's variable is not a number.
 pub const NOT_A_NUMBER: Code = Code::new("D0301", exit::CONFIGURATION);
 /// A launcher's variable is set, and its counterpart is not.
@@ -86,6 +94,10 @@ mod tests {
             UNWATCHED,
             RANK_ZERO_PANICKED,
             RANK_PANICKED,
+            EXTERNAL_HOSTS,
+            EXTERNAL_MISSING,
+            EXTERNAL_REFUSED,
+            EXTERNAL_SOCKET,
             NOT_A_NUMBER,
             HALF_SET,
             RANK_RANGE,

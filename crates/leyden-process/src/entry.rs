@@ -73,6 +73,11 @@ pub(crate) fn refuse_nesting() -> Result<()> {
     Ok(())
 }
 
+/// What tells this build of the program from others: the linker's build id or, where there is none, which file it is.
+pub fn build_id() -> Vec<u8> {
+    image::build()
+}
+
 /// In a process that was forked to be a worker.
 #[cfg(not(leyden_portable))]
 pub(crate) fn note_worker() {

@@ -2,5 +2,6 @@
 #![cfg(target_os = "linux")]
 
 mod arithmetic;
+mod external;
 mod failing;
 mod together;
