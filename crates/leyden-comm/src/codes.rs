@@ -28,6 +28,16 @@ pub const UNWATCHED: Code = Code::new("D0110", exit::WORKER_DIED);
 pub const RANK_ZERO_PANICKED: Code = Code::new("D0111", exit::TRAINING_FAILED);
 /// A rank's code has panicked.
 pub const RANK_PANICKED: Code = Code::new("D0112", exit::TRAINING_FAILED);
+/// Ranks that run `main` cannot be launched from here.
+pub const LAUNCH_ELSEWHERE: Code = Code::new("D0201", exit::CONFIGURATION);
+/// The world has another number of ranks.
+pub const LAUNCH_OTHER_SIZE: Code = Code::new("D0202", exit::CONFIGURATION);
+/// A worker cannot launch ranks.
+pub const LAUNCH_IN_WORKER: Code = Code::new("D0203", exit::CONFIGURATION);
+/// The ranks could not be started.
+pub const LAUNCH_START: Code = Code::new("D0204", exit::WORKER_DIED);
+/// There is no place for what the ranks print.
+pub const LAUNCH_LOGS: Code = Code::new("D0205", exit::CONFIGURATION);
 /// Ranks on several hosts cannot be joined yet.
 pub const EXTERNAL_HOSTS: Code = Code::new("D0216", exit::CONFIGURATION);
 /// Not all ranks have come that a launcher is to have started.
@@ -94,6 +104,11 @@ mod tests {
             UNWATCHED,
             RANK_ZERO_PANICKED,
             RANK_PANICKED,
+            LAUNCH_ELSEWHERE,
+            LAUNCH_OTHER_SIZE,
+            LAUNCH_IN_WORKER,
+            LAUNCH_START,
+            LAUNCH_LOGS,
             EXTERNAL_HOSTS,
             EXTERNAL_MISSING,
             EXTERNAL_REFUSED,

@@ -1,6 +1,10 @@
-//! Starting ranks: as threads of this process, or as processes.
+//! Starting ranks: the program itself, several times ([`world`]); processes that run one function ([`spawn`]); threads of
+//! this process ([`threads()`]).
 
 mod external;
+mod logs;
+mod program;
+mod supervisor;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,21 +20,15 @@ use crate::environment::Environment;
 use crate::rank::Rank;
 use crate::world::World;
 
-/// Joins the world of the launcher that has started this process (torchrun, srun, mpirun, or whoever sets `RANK` and
-/// `WORLD_SIZE`): see [`Environment`]. All ranks must be on this host. Without a launcher it is a world of one.
+pub use program::{LaunchOptions, WorldHandle, world, world_with};
+
+/// Takes this process's place in the world of the launcher that has started it (torchrun, srun, mpirun, or whoever sets
+/// `RANK` and `WORLD_SIZE`), however large that is; without a launcher, in a world of one. See [`world`].
 ///
 /// # Errors
-/// Those of [`Environment::detect`]; `D0216` if ranks are on other hosts; `D0217` if not all come within 60 s, or as many as
-/// `LEYDEN_JOIN_TIMEOUT` says;
-/// `D0218` if rank 0 refuses this one: of another build, with another number of ranks, or with a rank that is taken;
-/// `D0219` if another process is rank 0 of this run.
+/// Those of [`world`] and [`WorldHandle::join`].
 pub fn join() -> Result<Rank> {
-    let environment = Environment::detect()?;
-    if environment.world_size() == 1 {
-        return Rank::enter(Arc::new(World::create(1)?), 0);
-    }
-    let seconds = std::env::var("LEYDEN_JOIN_TIMEOUT").ok().and_then(|seconds| seconds.parse().ok());
-    external::join(&environment, seconds.map_or(JOIN, Duration::from_secs))
+    world(Environment::detect()?.world_size())?.join()
 }
 
 /// Runs `f` on `n` ranks, each a thread of this process, and gives what each returns, in their order. For tests: with the
@@ -158,8 +156,6 @@ fn attend(world: &World, rank: usize, mut child: Child) -> Result<Vec<u8>> {
     Err(error)
 }
 
-/// How long the ranks of a launcher wait for each other.
-const JOIN: Duration = Duration::from_secs(60);
 /// How long a new process waits to be told its rank.
 const TOLD: Duration = Duration::from_secs(10);
 /// How much of a result is sent at once, in bytes.

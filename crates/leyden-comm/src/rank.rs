@@ -43,6 +43,8 @@ use crate::world::{MOST_GROUPS, SITES, State, WINDOW, World};
 pub struct Rank {
     world: Arc<World>,
     rank: usize,
+    /// How often its process had been here before.
+    times: u32,
     limits: Limits,
     spins: u32,
     groups: Vec<Members>,
@@ -80,6 +82,20 @@ impl Rank {
         Ok(joined)
     }
 
+    /// Takes the place that this process had and has left, as the `times + 1`st time.
+    pub(crate) fn enter_again(world: Arc<World>, rank: usize, times: u32) -> Result<Self> {
+        if world.state_in(rank, times - 1) == State::Present {
+            return Err(taken(&world, rank).hint("let go of the `Rank` that there is before the next one"));
+        }
+        // What it has waited for, and where it was, is over; its collectives are counted on.
+        world.set_phase(rank, 0, 0, 0);
+        let mut again = Self::new(world, rank, times);
+        again.groups[0].tick = again.world.arrived(rank, 0).load(Ordering::Acquire);
+        again.groups[0].seq = again.world.last_record(rank, 0).map_or(0, |last| last.seq);
+        again.world.set_state(rank, times, State::Present);
+        Ok(again)
+    }
+
     /// The same as one of several ranks in this process.
     pub(crate) fn join(world: Arc<World>, rank: usize) -> Result<Self> {
         let size = world.size();
@@ -89,17 +105,20 @@ impl Rank {
                 .at("ranks", size));
         }
         if !world.take_place(rank, std::process::id()) {
-            return Err(Error::new(WORLD_SIZE, "a rank's place in the world is taken")
-                .at("rank", rank)
-                .at("by", format_args!("pid {}", world.pid(rank)))
-                .hint("give each process a rank of its own"));
+            return Err(taken(&world, rank).hint("give each process a rank of its own"));
         }
+        Ok(Self::new(world, rank, 0))
+    }
+
+    fn new(world: Arc<World>, rank: usize, times: u32) -> Self {
+        let size = world.size();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let groups = vec![Members { ranks: (0..size).collect(), seq: 0, tick: 0 }];
         // A spin that is longer than a peer needs on a core of its own only keeps it from its core.
         let spins = if size <= cores { 20_000 } else { 50 };
         let sites = Sites::default();
-        Ok(Self { world, rank, limits: Limits::default(), spins, groups, sites, alone: PhantomData })
+        let limits = Limits::default();
+        Self { world, rank, times, limits, spins, groups, sites, alone: PhantomData }
     }
 
     /// This rank's number, from 0.
@@ -367,6 +386,9 @@ impl Rank {
         let hash = members.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, &rank| {
             (hash ^ rank as u64).wrapping_mul(0x100_0000_01b3)
         });
+        if self.times > 0 {
+            self.world.forget_group(self.rank, number);
+        }
         let mut call = self.begin(Group::WORLD, Agreed { count: hash, ..Agreed::of(Op::NewGroup) }, "")?;
         call.meet(&[])?;
         // All write the same.
@@ -437,7 +459,7 @@ impl Rank {
 impl Drop for Rank {
     fn drop(&mut self) {
         let state = if std::thread::panicking() { State::Panicked } else { State::Left };
-        self.world.set_state(self.rank, state);
+        self.world.set_state(self.rank, self.times, state);
     }
 }
 
@@ -461,7 +483,7 @@ struct Call<'a> {
 impl Call<'_> {
     /// Arrives, with these bytes for the others to see, and waits for all. Once.
     fn meet(&mut self, bytes: &[u8]) -> Result<()> {
-        let Rank { world, rank: own, limits, spins, groups, .. } = &mut *self.rank;
+        let Rank { world, rank: own, times, limits, spins, groups, .. } = &mut *self.rank;
         let Members { ranks, seq, tick } = &mut groups[self.group];
         *tick = tick.wrapping_add(1);
         world.write_window(*own, self.group, *tick, bytes);
@@ -474,6 +496,7 @@ impl Call<'_> {
             world,
             limits: *limits,
             rank: *own,
+            times: *times,
             group: self.group,
             members: ranks,
             seq: *seq,
@@ -650,6 +673,12 @@ const RANK_ZERO: Duration = Duration::from_secs(30 * 60);
 
 fn agreed<T: Element>(op: Op, count: usize, reduce: Option<ReduceOp>, root: usize) -> Agreed {
     Agreed { op, element: T::NUMBER, reduce, root: root as u16, count: count as u64 }
+}
+
+fn taken(world: &World, rank: usize) -> Error {
+    Error::new(WORLD_SIZE, "a rank's place in the world is taken")
+        .at("rank", rank)
+        .at("by", format_args!("pid {}", world.pid(rank)))
 }
 
 fn check_mean<T: Element>(op: ReduceOp) -> Result<()> {

@@ -41,6 +41,8 @@ pub(crate) struct Waiter<'a> {
     pub(crate) limits: Limits,
     /// Who.
     pub(crate) rank: usize,
+    /// How often it had come before.
+    pub(crate) times: u32,
     pub(crate) group: usize,
     pub(crate) members: &'a [usize],
     /// Which collective of the group, and which arrival.
@@ -81,22 +83,26 @@ impl Waiter<'_> {
             if let Some(error) = self.world.poisoned() {
                 return Err(error);
             }
-            let (state, stone) = (self.world.state(peer), self.world.tombstone(peer).load(Ordering::Acquire));
+            let (state, stone) =
+                (self.world.state_in(peer, self.times), self.world.tombstone(peer).load(Ordering::Acquire));
             match (self.world.end(peer), state, tombstone::decode(stone)) {
                 // Its last arrival may have come before its end.
                 _ if self.has_arrived(peer) => return Ok(()),
-                ((_, words), State::Left, _) => return Err(self.left(peer, &words)),
-                ((End::Unknown, _), State::Panicked, _) => return Err(self.died(peer, "it panicked")),
                 ((End::Failed, words), ..) => return Err(self.died(peer, &words)),
                 ((End::Clean, words), ..) => return Err(self.left(peer, &words)),
-                // Whoever watches it will say how it died, soon.
-                ((End::Unknown, _), _, Stone::Dead) => {
+                (_, State::Absent | State::Present, Stone::NotYet | Stone::Held(_)) => {}
+                // It does not come any more. Whoever watches it will say how it ended, soon; who leaves without ending is
+                // not waited for longer.
+                (_, state, stone) => {
                     let since = *dying.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= AUTOPSY {
-                        return Err(self.died(peer, "its process is gone"));
+                    if since.elapsed() >= AUTOPSY || stone != Stone::Dead && !self.is_watched() {
+                        return Err(match state {
+                            State::Left => self.left(peer, ""),
+                            State::Panicked => self.died(peer, "it panicked"),
+                            State::Absent | State::Present => self.died(peer, "its process is gone"),
+                        });
                     }
                 }
-                _ => {}
             }
             if tombstone::state(self.world.supervisor()) == Stone::Dead {
                 return Err(Error::new(UNWATCHED, "the process that watches the ranks is gone")
@@ -122,6 +128,11 @@ impl Waiter<'_> {
             }
             self.sleep(peer, stone, if dying.is_some() { AUTOPSY / 8 } else { SLICE });
         }
+    }
+
+    /// Whether a process watches the ranks from outside.
+    fn is_watched(&self) -> bool {
+        matches!(tombstone::state(self.world.supervisor()), Stone::Held(_))
     }
 
     /// Sleeps until the peer's arrival, state, end or death, or the end of the slice.

@@ -5,6 +5,7 @@
 //! what belongs to one arrival is written over only after all have made the next one, and whoever makes it has read
 //! all that it needs of the one before.
 
+use std::cmp;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -169,7 +170,7 @@ impl World {
         if word.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return false;
         }
-        self.set_state(rank, State::Present);
+        self.set_state(rank, 0, State::Present);
         true
     }
 
@@ -178,7 +179,7 @@ impl World {
     }
 
     pub(crate) fn state(&self, rank: usize) -> State {
-        match self.state_word(rank).load(Ordering::Acquire) {
+        match self.state_word(rank).load(Ordering::Acquire) & STATE_BITS {
             1 => State::Present,
             2 => State::Left,
             3 => State::Panicked,
@@ -186,12 +187,25 @@ impl World {
         }
     }
 
+    /// The same to somebody who is here for the `times + 1`st time: one that has not come so often is yet to come, and one
+    /// that has come more often has left.
+    pub(crate) fn state_in(&self, rank: usize, times: u32) -> State {
+        let theirs = self.state_word(rank).load(Ordering::Acquire) >> STATE_BITS.count_ones();
+        match theirs.cmp(&times) {
+            cmp::Ordering::Less => State::Absent,
+            cmp::Ordering::Equal => self.state(rank),
+            cmp::Ordering::Greater => State::Left,
+        }
+    }
+
     pub(crate) fn state_word(&self, rank: usize) -> &AtomicU32 {
         self.memory.word(self.rank(rank) + STATE)
     }
 
-    pub(crate) fn set_state(&self, rank: usize, state: State) {
-        self.state_word(rank).store(state as u32, Ordering::Release);
+    /// `times`: how often it had come before.
+    pub(crate) fn set_state(&self, rank: usize, times: u32, state: State) {
+        let word = times << STATE_BITS.count_ones() | state as u32;
+        self.state_word(rank).store(word, Ordering::Release);
         futex::wake(self.state_word(rank), u32::MAX);
         self.wake_all();
     }
@@ -324,6 +338,14 @@ impl World {
         }
     }
 
+    /// Forgets what a rank has done in a group, which is made anew.
+    pub(crate) fn forget_group(&self, rank: usize, group: usize) {
+        for place in 0..RING as u64 {
+            self.memory.long(self.record_offset(rank, group, place) + 32).store(0, Ordering::Relaxed);
+        }
+        self.arrived(rank, group).store(0, Ordering::Release);
+    }
+
     fn members_offset(&self, group: usize) -> usize {
         GROUPS_AT + group * (MOST_RANKS / 8)
     }
@@ -408,7 +430,8 @@ const GROUPS_AT: usize = POISON_WORDS + POISON_BYTES;
 const HEADER: usize = 32 << 10;
 const _: () = assert!(GROUPS_AT + MOST_GROUPS * MOST_RANKS / 8 <= HEADER);
 
-// Each rank's part.
+// Each rank's part. Its state is the low bits of its word; the others count how often it had come before.
+const STATE_BITS: u32 = 0b1111;
 const TOMBSTONE: usize = 0;
 const STATE: usize = 64;
 const PID: usize = 68;

@@ -3,20 +3,29 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
-use leyden_process::Result;
 use leyden_process::guarded::Guarded;
 use leyden_process::signal::Listener;
 use leyden_process::spawn::{Child, Job, Parent, Received, SpawnOptions, Start};
+use leyden_process::{Result, rank};
 
 const LONG: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let words: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
+    if let Some(starter) = rank::joined() {
+        return as_rank(&words, starter);
+    }
     match words[..] {
+        ["nested-ranks"] => nested_ranks(),
+        ["ranks", log] => ranks(log),
+        ["rank-tree"] => rank_tree(),
+        #[cfg(not(leyden_portable))]
+        ["supervised", how, report] => supervised::main(how, report),
         ["echo"] => echo(),
         ["replaced"] => replaced(),
         ["stuck", ref how @ ..] => stuck(how),
@@ -29,6 +38,164 @@ fn main() -> Result<()> {
         ["sigchld-ignored"] => sigchld_ignored(),
         ["descriptors"] => descriptors(),
         _ => leyden_process::bail!("no such scenario: {words:?}"),
+    }
+}
+
+/// What the ranks of a scenario do. The scenario's name shows that they have the arguments of their starter.
+fn as_rank(words: &[&str], mut starter: Parent) -> Result<()> {
+    match words {
+        ["nested-ranks"] => starter.send(what_may_be_started(&starter).as_bytes()),
+        ["ranks", _] => {
+            let mut word = String::new();
+            fs::File::from(starter.fds().remove(0)).read_to_string(&mut word)?;
+            let (role, cookie) = (leyden_process::entry::role(), std::env::var_os("LEYDEN_ROLE"));
+            let (folder, again) = (std::env::current_dir()?, rank::joined());
+            let name = starter.name();
+            println!("main of {name}: {role:?}, {cookie:?}, {}, {again:?}, {word}", folder.display());
+            eprintln!("last words of {name}");
+            // What it starts by itself is an ordinary program, and has no cookie either.
+            let environment = std::process::Command::new("env").output()?;
+            let cookies = String::from_utf8_lossy(&environment.stdout).matches("LEYDEN_ROLE").count();
+            let mut worker = Job::new(answer, &"a worker".to_owned())?.spawn(&SpawnOptions::named(name))?;
+            let answer = worker.recv(LONG)?.text();
+            println!("{answer}, {cookies} cookies, fork: {}", fork_in_a_rank()?);
+            std::process::exit(10 + name.len() as i32)
+        }
+        ["rank-tree"] => {
+            let worker = Job::new(get_stuck, &"busy".to_owned())?.spawn(&SpawnOptions::named("busy"))?;
+            let guarded = Guarded::spawn(std::process::Command::new("sleep").arg("1000"))?;
+            let plain = std::process::Command::new("sleep").arg("1000").spawn()?;
+            let pids = [std::process::id() as i32, worker.pid(), guarded.pid(), plain.id() as i32];
+            starter.send(pids.map(|pid| pid.to_string()).join("\n").as_bytes())?;
+            std::thread::sleep(LONG);
+            Ok(())
+        }
+        _ => {
+            std::thread::sleep(LONG);
+            Ok(())
+        }
+    }
+}
+
+/// Rank's own threads are Leyden's: none stands in the way of a fork.
+fn fork_in_a_rank() -> Result<String> {
+    let job = Job::in_memory(|_, parent: Parent| parent.send(b"done"), std::sync::Arc::new(()))?;
+    let options = SpawnOptions { start: Start::Fork, ..SpawnOptions::named("forked") };
+    Ok(job.spawn(&options)?.recv(LONG)?.text())
+}
+
+/// The codes of what happens when a process starts a rank, a supervisor and a worker. Where one starts, it is ended again.
+fn what_may_be_started(parent: &Parent) -> String {
+    let word = |result: Result<Child>| result.map_or_else(|error| error.code().id, |_| "started").to_owned();
+    let outlive = SpawnOptions {
+        survives: Some(Duration::ZERO),
+        ..SpawnOptions::named(format!("{} 1", parent.name()))
+    };
+    let job = || Job::new(answer, &String::new());
+    let guarded = Guarded::spawn(&mut std::process::Command::new("true"));
+    let guarded = guarded.map_or_else(|error| error.code().id, |_| "started");
+    let starts = [
+        word(rank::start(&SpawnOptions::named("too deep"))),
+        word(job().and_then(|job| job.spawn(&outlive))),
+        word(job().and_then(|job| job.spawn(&SpawnOptions::default()))),
+    ];
+    format!("{}: {} {guarded}", parent.name(), starts.join(" "))
+}
+
+/// Each role says what it may start; it never gets deeper than this.
+fn nested_ranks() -> Result<()> {
+    fn try_all(_: (), parent: Parent) -> Result<()> {
+        parent.send(what_may_be_started(&parent).as_bytes())
+    }
+    let job = Job::new(try_all, &())?;
+    let outlive = SpawnOptions { survives: Some(LONG), ..SpawnOptions::named("supervisor") };
+    let started = [
+        rank::start(&SpawnOptions::named("rank")),
+        job.spawn(&outlive),
+        job.spawn(&SpawnOptions::named("worker")),
+    ];
+    for child in started {
+        println!("{}", child?.recv(LONG)?.text());
+    }
+    println!("children: {}", children());
+    Ok(())
+}
+
+/// Two ranks run `main` once each; the second prints to a file.
+fn ranks(log: &str) -> Result<()> {
+    println!("main of the starter: {:?}", leyden_process::entry::role());
+    let handed = tempfile::tempfile()?;
+    (&handed).write_all(b"handed over")?;
+    let open = || fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    // The threads that serve all processes have started.
+    drop(rank::start(&SpawnOptions { forward_stderr: false, ..SpawnOptions::named("first") })?);
+    let before = open();
+    let log = fs::File::create(log)?;
+    for (name, stdout) in [("a", None), ("bb", Some(log.as_fd()))] {
+        std::io::Seek::rewind(&mut &handed)?;
+        let options = SpawnOptions { fds: vec![handed.as_fd()], stdout, ..SpawnOptions::named(name) };
+        let mut rank = rank::start(&options)?;
+        println!("{:?}", rank.ended(LONG).expect("it exits"));
+    }
+    drop(log);
+    println!("descriptors: {}, children: {}", open() - before, children());
+    Ok(())
+}
+
+/// Two ranks, each with a worker, a program under guard and one without; prints all their numbers and waits to be killed.
+fn rank_tree() -> Result<()> {
+    let mut ranks = [rank::start(&SpawnOptions::named("a"))?, rank::start(&SpawnOptions::named("b"))?];
+    for rank in &mut ranks {
+        println!("{}", rank.recv(LONG)?.text());
+    }
+    println!("ready");
+    std::thread::sleep(LONG);
+    Ok(())
+}
+
+/// A process that outlives this one, and says how this one ended.
+#[cfg(not(leyden_portable))]
+mod supervised {
+    use super::*;
+    use leyden_process::watch::Watched;
+
+    pub(super) fn main(how: &str, report: &str) -> Result<()> {
+        let survives = if how == "hangs" { Duration::from_millis(300) } else { LONG };
+        let own = Watched::this()?;
+        let options = SpawnOptions {
+            fds: vec![own.as_fd()],
+            survives: Some(survives),
+            ..SpawnOptions::named("supervisor")
+        };
+        let mut child = Job::new(supervise, &[how.to_owned(), report.to_owned()])?.spawn(&options)?;
+        println!("{}\n{}\nready", child.pid(), child.recv(LONG)?.text());
+        match how {
+            "exits" => std::process::exit(7),
+            "asks" => {
+                child.ask_to_stop();
+                assert_eq!(child.ended(LONG).expect("it finishes").to_string(), "returned");
+            }
+            _ => std::thread::sleep(LONG),
+        }
+        Ok(())
+    }
+
+    fn supervise([how, report]: [String; 2], mut parent: Parent) -> Result<()> {
+        let watched = Watched::from_fd(parent.fds().remove(0))?;
+        let rank = rank::start(&SpawnOptions::named("rank"))?;
+        parent.send(rank.pid().to_string().as_bytes())?;
+        while parent.recv(LONG)? != Received::Closed {}
+        let patience = if how == "asks" { Duration::ZERO } else { LONG };
+        let ended = watched.wait(patience);
+        fs::write(format!("{report}.new"), format!("{ended:?}"))?;
+        fs::rename(format!("{report}.new"), &report)?;
+        eprintln!("the supervisor is heard");
+        // It goes on when the report is taken away; unless it hangs.
+        while how == "hangs" || fs::exists(&report)? {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(rank);
+        Ok(())
     }
 }
 

@@ -6,10 +6,14 @@
 //! inherited, copied or left over names another file and is removed, and in the real child it is removed too, so the
 //! programs that a worker starts are ordinary ones.
 //!
-//! Starting a program again by its path is how a mistake becomes a fork bomb. Three things keep it from happening, each
-//! enough alone: [`preflight`] refuses to start where the constructor would not divert; a process that was started by
-//! Leyden refuses to start others; and [`fuse`], called by whatever could start one, ends a process whose cookie
-//! nobody took.
+//! A rank is the one that does reach `main`, on purpose: the constructor ties its life to its starter's, keeps what it was
+//! handed for [`rank::joined`], and returns.
+//!
+//! Starting a program again by its path is how a mistake becomes a fork bomb. Four things keep it from happening, each
+//! enough alone: [`preflight`] refuses to start where the constructor would not divert; each role starts only those
+//! below it, so that a rank starts no ranks and a worker nothing; the cookie counts how deep the process is and one that
+//! is too deep ends before `main`; and [`fuse`], called by whatever could start one, ends a process whose cookie nobody
+//! took.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt;
@@ -23,17 +27,22 @@ use crate::control::Control;
 use crate::error::{Error, Result};
 #[cfg(target_os = "linux")]
 use crate::image::Image;
-#[cfg(not(leyden_portable))]
-use crate::zygote;
 use crate::{exit, guarded, image, sys, worker};
+#[cfg(not(leyden_portable))]
+use crate::{rank, zygote};
 
 /// What a process is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// The program itself, as its user started it.
     Main,
+    /// Started by Leyden: it is the program with a `main` that runs, beside others; see [`rank`].
+    Rank,
     /// Started by Leyden: it runs one function and never `main`.
     Worker,
+    /// A worker that outlives its parent for a while and may start ranks: see
+    /// [`SpawnOptions::survives`](crate::spawn::SpawnOptions::survives).
+    Supervisor,
 }
 
 /// What this process is there for.
@@ -44,7 +53,14 @@ pub enum Role {
 /// assert_eq!(leyden_process::entry::role(), leyden_process::entry::Role::Main);
 /// ```
 pub fn role() -> Role {
-    if ROLE.load(Ordering::Relaxed) == 0 { Role::Main } else { Role::Worker }
+    match ROLE.load(Ordering::Relaxed) {
+        0 => Role::Main,
+        #[cfg(not(leyden_portable))]
+        rank if rank == Kind::Rank as u8 => Role::Rank,
+        #[cfg(not(leyden_portable))]
+        supervisor if supervisor == Kind::Supervisor as u8 => Role::Supervisor,
+        _ => Role::Worker,
+    }
 }
 
 /// Whether this program can be started again to run a function of its own. Done before every start; call it early to
@@ -52,25 +68,34 @@ pub fn role() -> Role {
 ///
 /// # Errors
 ///
-/// `P0101` in a process that Leyden started itself; `P0102` if Leyden is in a library instead of the executable (a
+/// `P0101` in a worker or supervisor, which Leyden started itself; `P0102` if Leyden is in a library instead of the executable (a
 /// `cdylib`, `-C prefer-dynamic`), where the function could not be found again; `P0103` if `/proc/self/exe` is missing,
 /// not executable, or another program: this one was started through a loader or an emulator. On systems other than
 /// Linux also if the program's file was replaced since the program started.
 pub fn preflight() -> Result<()> {
-    refuse_nesting()?;
+    may_start(Kind::Worker)?;
     can_start_again()
 }
 
-/// The part of [`preflight`] that a fork needs too.
-pub(crate) fn refuse_nesting() -> Result<()> {
+/// The part of [`preflight`] that asks what this process is: each role starts only those below it.
+pub(crate) fn may_start(kind: Kind) -> Result<()> {
     fuse();
-    if role() == Role::Worker {
-        return Err(Error::new(NESTED, "a process that Leyden started cannot start others")
+    if kind.may_be_started_by(role()) {
+        return Ok(());
+    }
+    let refused = |what| Error::new(NESTED, what);
+    Err(match role() {
+        Role::Rank => refused("a rank cannot start ranks")
+            .why("its `main` runs too, and would start more of them in each: a chain of processes")
+            .hint("start ranks in the process that the user has started; a rank may start workers"),
+        Role::Supervisor => refused("a supervisor can start ranks and nothing else")
+            .why("it is there to watch the ranks, and ends by its own timer")
+            .hint("start other processes in the program's own process or in its ranks"),
+        Role::Main | Role::Worker => refused("a process that Leyden started cannot start others")
             .why("it runs a function of the program, never its `main`, and may not become a chain of processes")
             .hint("start processes in the program's own process; use threads inside a worker")
-            .hint("for other programs use `leyden_process::guarded::Guarded`"));
-    }
-    Ok(())
+            .hint("for other programs use `leyden_process::guarded::Guarded`"),
+    })
 }
 
 /// What tells this build of the program from others: the linker's build id or, where there is none, which file it is.
@@ -133,6 +158,12 @@ pub(crate) enum Kind {
     /// Forks workers; see `zygote.rs`.
     #[cfg(not(leyden_portable))]
     Zygote,
+    /// Runs `main`; see `rank.rs`.
+    #[cfg(not(leyden_portable))]
+    Rank,
+    /// Runs one function, also when its parent is gone.
+    #[cfg(not(leyden_portable))]
+    Supervisor,
 }
 
 impl Kind {
@@ -141,7 +172,44 @@ impl Kind {
         Self::Guard,
         #[cfg(not(leyden_portable))]
         Self::Zygote,
+        #[cfg(not(leyden_portable))]
+        Self::Rank,
+        #[cfg(not(leyden_portable))]
+        Self::Supervisor,
     ];
+
+    /// How many processes of the program may be above one of this kind, itself included: the program starts a supervisor,
+    /// that starts ranks, a rank starts workers and zygotes, and all but the supervisor start guards.
+    fn deepest(self) -> u8 {
+        match self {
+            Self::Worker => 3,
+            Self::Guard => 4,
+            #[cfg(not(leyden_portable))]
+            Self::Zygote => 3,
+            #[cfg(not(leyden_portable))]
+            Self::Rank => 2,
+            #[cfg(not(leyden_portable))]
+            Self::Supervisor => 1,
+        }
+    }
+
+    /// Each role starts only those below it.
+    fn may_be_started_by(self, starter: Role) -> bool {
+        match (starter, self) {
+            (Role::Main, _) | (Role::Rank, Self::Worker) | (Role::Rank | Role::Worker, Self::Guard) => true,
+            #[cfg(not(leyden_portable))]
+            (Role::Rank, Self::Zygote) | (Role::Supervisor, Self::Rank) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether it outlives its parent.
+    pub(crate) fn survives(self) -> bool {
+        #[cfg(not(leyden_portable))]
+        return self == Self::Supervisor;
+        #[cfg(leyden_portable)]
+        false
+    }
 
     fn name(self) -> &'static str {
         match self {
@@ -149,6 +217,10 @@ impl Kind {
             Self::Guard => "guard",
             #[cfg(not(leyden_portable))]
             Self::Zygote => "zygote",
+            #[cfg(not(leyden_portable))]
+            Self::Rank => "rank",
+            #[cfg(not(leyden_portable))]
+            Self::Supervisor => "supervisor",
         }
     }
 }
@@ -166,9 +238,10 @@ pub(crate) struct Cookie {
 }
 
 impl Cookie {
-    /// For a process whose stdin will be this socket.
+    /// For a process that this one starts, whose stdin will be this socket.
     pub(crate) fn new(kind: Kind, stdin: BorrowedFd<'_>) -> Option<Self> {
-        Some(Self { kind, depth: DEEPEST, stdin: sys::identity(stdin.as_raw_fd())? })
+        let depth = DEPTH.load(Ordering::Relaxed) + 1;
+        Some(Self { kind, depth, stdin: sys::identity(stdin.as_raw_fd())? })
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -193,10 +266,9 @@ impl fmt::Display for Cookie {
     }
 }
 
-/// A process started by the program has depth 1; there is no other.
-const DEEPEST: u8 = 1;
-
 static HOOK_RAN: AtomicBool = AtomicBool::new(false);
+/// How many times the program has started itself to get here: 0 in the process that its user started.
+static DEPTH: AtomicU8 = AtomicU8::new(0);
 /// 0, or the [`Kind`] of this process.
 static ROLE: AtomicU8 = AtomicU8::new(0);
 
@@ -214,11 +286,12 @@ extern "C" fn hook(argc: c_int, argv: *const *const c_char, envp: *const *const 
     #[cfg(leyden_portable)]
     image::note_file();
     let Some(cookie) = take_cookie() else { return };
-    if cookie.depth != DEEPEST {
+    if !(1..=cookie.kind.deepest()).contains(&cookie.depth) {
         sys::exit_now(exit::CONFIGURATION);
     }
 
     ROLE.store(cookie.kind as u8, Ordering::Relaxed);
+    DEPTH.store(cookie.depth, Ordering::Relaxed);
     let control = clean_up_inheritance();
     let work: fn(Control) -> ! = match cookie.kind {
         // It runs no code of the program, and must outlive us by the moment that it needs to kill its group.
@@ -226,8 +299,13 @@ extern "C" fn hook(argc: c_int, argv: *const *const c_char, envp: *const *const 
         Kind::Worker => worker::run,
         #[cfg(not(leyden_portable))]
         Kind::Zygote => zygote::run,
+        // The C library goes on with the later constructors and `main`.
+        #[cfg(not(leyden_portable))]
+        Kind::Rank => return rank::begin(worker::arm(control)),
+        #[cfg(not(leyden_portable))]
+        Kind::Supervisor => worker::run_surviving,
     };
-    let control = worker::arm(control);
+    let control = if cookie.kind.survives() { control } else { worker::arm(control) };
     run_later_constructors(argc, argv, envp);
     work(control)
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::codes::{DIED, GUARDED};
 use crate::control::Control;
-use crate::entry;
+use crate::entry::{self, Kind};
 use crate::error::{Error, Result};
 use crate::spawn::{self, Child, SpawnOptions};
 use crate::supervise::{Process, Status};
@@ -57,9 +57,9 @@ impl Guarded {
     ///
     /// # Errors
     ///
-    /// `P0113` if the program cannot be started; `P0102`, `P0103`, `P0106`, `P0107` if the guard cannot.
+    /// `P0113` if the program cannot be started; `P0101` in a supervisor; `P0102`, `P0103`, `P0106`, `P0107` if the guard cannot.
     pub fn spawn(command: &mut Command) -> Result<Self> {
-        entry::fuse();
+        entry::may_start(Kind::Guard)?;
         entry::can_start_again()?;
         let guard = spawn::start_guard(&SpawnOptions::named("leyden-guard"))?;
         let group = guard.pid();

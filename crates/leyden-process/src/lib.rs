@@ -37,6 +37,7 @@ pub mod pool;
 mod portable;
 #[cfg(not(leyden_portable))]
 mod protocol;
+pub mod rank;
 mod region;
 pub mod shared;
 pub mod signal;
@@ -49,9 +50,11 @@ pub mod supervise;
 mod sys;
 #[cfg(not(all(test, loom)))]
 mod tasks;
-mod threads;
+pub mod threads;
 #[cfg(not(leyden_portable))]
 pub mod tombstone;
+#[cfg(not(leyden_portable))]
+pub mod watch;
 mod worker;
 #[cfg(not(leyden_portable))]
 mod zygote;

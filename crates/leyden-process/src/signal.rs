@@ -5,11 +5,15 @@
 //! before are called too, and put back when the last listener goes. A signal that the parent set to be ignored
 //! (`nohup`, a shell's background job) stays ignored.
 
+use std::io::PipeReader;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd as _, IntoRawFd as _};
 use std::ptr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 
+use crate::codes::START;
+use crate::error::{Error, Result};
 use crate::exit;
 
 /// A signal that asks a run to end.
@@ -38,14 +42,16 @@ impl Signal {
         }
     }
 
-    fn number(self) -> i32 {
+    /// The signal's number.
+    pub fn number(self) -> i32 {
         match self {
             Self::Interrupt => libc::SIGINT,
             Self::Terminate => libc::SIGTERM,
         }
     }
 
-    fn from_number(number: i32) -> Option<Self> {
+    /// The signal of this number, if it is one of these.
+    pub fn from_number(number: i32) -> Option<Self> {
         [Self::Interrupt, Self::Terminate].into_iter().find(|signal| signal.number() == number)
     }
 }
@@ -92,6 +98,48 @@ impl Drop for Listener {
             }
         }
     }
+}
+
+/// A pipe that tells of each SIGINT and SIGTERM by one byte, the signal's number (see [`Signal::from_number`]): for who
+/// passes them on to other processes.
+///
+/// Nothing else changes: listeners and handlers that are there, or come later and call those before them, are called as
+/// ever, and a signal that nobody handles ends the process. A signal that is ignored stays ignored and is not told of.
+/// From then on for as long as the program runs.
+///
+/// # Errors
+///
+/// `P0106` if there is no descriptor left, or on a second call.
+pub fn relay() -> Result<PipeReader> {
+    let refused = |why: &dyn std::fmt::Display| Error::new(START, "signals cannot be passed on").why(why);
+    let mut installed = INSTALLED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if RELAY.load(Ordering::SeqCst) >= 0 {
+        return Err(refused(&"they are passed on already"));
+    }
+    let (read, write) = std::io::pipe().map_err(|error| refused(&error))?;
+    // A handler that waits for room would be stuck for ever where nobody reads.
+    // SAFETY: fcntl with F_SETFL takes an integer; the flag is set on the writing end alone.
+    unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+    RELAY.store(write.into_raw_fd(), Ordering::SeqCst);
+    let listens = installed.listeners > 0;
+    for (signal, below) in [Signal::Interrupt, Signal::Terminate].into_iter().zip(&mut installed.restore) {
+        if listens {
+            // Below the listeners: it stays when they go.
+            let Some(earlier) = *below else { continue };
+            let action = relaying_after(signal, earlier);
+            EARLIER_TAKES_INFO[slot(signal.number())].store(true, Ordering::SeqCst);
+            EARLIER[slot(signal.number())]
+                .store(ptr::with_exposed_provenance_mut(action.sa_sigaction), Ordering::SeqCst);
+            *below = Some(action);
+        } else if let Some(earlier) = present_action(signal.number())
+            && earlier.sa_sigaction != libc::SIG_IGN
+        {
+            let action = relaying_after(signal, earlier);
+            // SAFETY: the action is whole, and its handler calls only async-signal-safe functions.
+            unsafe { libc::sigaction(signal.number(), &action, ptr::null_mut()) };
+        }
+    }
+    Ok(read)
 }
 
 /// Notes the exit code that the program should end with although its `main` returns `Ok`: an interrupted run is
@@ -182,8 +230,74 @@ extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut l
     }
     // SAFETY: the address came from sigaction, which says by SA_SIGINFO which of the two types it has; the
     // arguments are the ones that the kernel gave us.
+    unsafe { call(handler, EARLIER_TAKES_INFO[slot(number)].load(Ordering::SeqCst), number, info, context) };
+}
+
+/// The writing end of the [`relay`], never closed; -1 while there is none.
+static RELAY: AtomicI32 = AtomicI32::new(-1);
+/// Handlers below the relay's.
+static BELOW: [AtomicPtr<libc::c_void>; 2] = [const { AtomicPtr::new(ptr::null_mut()) }; 2];
+static BELOW_TAKES_INFO: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
+
+/// The relay's action, which hands on to `earlier`.
+fn relaying_after(signal: Signal, earlier: libc::sigaction) -> libc::sigaction {
+    let slot = slot(signal.number());
+    let chained = if earlier.sa_sigaction == libc::SIG_DFL { 0 } else { earlier.sa_sigaction };
+    BELOW_TAKES_INFO[slot].store(earlier.sa_flags & libc::SA_SIGINFO != 0, Ordering::SeqCst);
+    BELOW[slot].store(ptr::with_exposed_provenance_mut(chained), Ordering::SeqCst);
+    // SAFETY: as in `install`.
     unsafe {
-        if EARLIER_TAKES_INFO[slot(number)].load(Ordering::SeqCst) {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_relayed as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
+        libc::sigemptyset(&mut action.sa_mask);
+        action
+    }
+}
+
+extern "C" fn on_relayed(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let byte = number as u8;
+    // SAFETY: write is async-signal-safe and the buffer lives; errno is this thread's own.
+    unsafe {
+        let errno = errno();
+        let before = *errno;
+        libc::write(RELAY.load(Ordering::SeqCst), (&raw const byte).cast(), 1);
+        *errno = before;
+    }
+    let handler = BELOW[slot(number)].load(Ordering::SeqCst);
+    if !handler.is_null() {
+        // SAFETY: the address and the flag came from sigaction together; the arguments are the kernel's.
+        unsafe {
+            call(handler, BELOW_TAKES_INFO[slot(number)].load(Ordering::SeqCst), number, info, context)
+        };
+        return;
+    }
+    // Where nobody else has taken the signal, it does what it would do without us.
+    let ours = on_relayed as *const () as usize;
+    if present_action(number).is_some_and(|now| now.sa_sigaction == ours) {
+        // SAFETY: both are async-signal-safe. The signal waits until this handler has returned.
+        unsafe {
+            libc::signal(number, libc::SIG_DFL);
+            libc::raise(number);
+        }
+    }
+}
+
+/// Calls a handler as the kernel would.
+///
+/// # Safety
+///
+/// The address is that of a handler, which takes three arguments if `takes_info`, and these are a kernel's.
+unsafe fn call(
+    handler: *mut libc::c_void,
+    takes_info: bool,
+    number: i32,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if takes_info {
             let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
                 std::mem::transmute(handler);
             handler(number, info, context);

@@ -24,6 +24,7 @@ use crate::entry::{self, Kind};
 use crate::error::{Error, Result};
 #[cfg(leyden_portable)]
 use crate::portable::spawn as back_end;
+use crate::signal::Signal;
 use crate::stderr::{Janitor, Tail};
 use crate::supervise::{self, BLIND, Cause, Ended, Process, said};
 use crate::sys::{self, Resource};
@@ -34,6 +35,9 @@ use back_end::{Source, There};
 #[cfg(not(leyden_portable))]
 #[path = "spawn/linux.rs"]
 mod back_end;
+
+#[cfg(not(leyden_portable))]
+pub(crate) use back_end::ask;
 
 pub use crate::control::LARGEST_MESSAGE;
 pub use crate::worker::{Parent, Received};
@@ -95,13 +99,13 @@ impl Job {
     ///
     /// # Errors
     ///
-    /// `P0101` in a process that Leyden started itself.
+    /// `P0101` in a worker or supervisor.
     pub fn in_memory<F, A>(function: F, argument: Arc<A>) -> Result<Self>
     where
         F: Fn(Arc<A>, Parent) -> Result<()> + Send + Sync + 'static,
         A: Send + Sync + 'static,
     {
-        entry::refuse_nesting()?;
+        entry::may_start(Kind::Worker)?;
         let work = move |parent| function(Arc::clone(&argument), parent);
         Ok(Self(Arc::new(Source::in_memory(Arc::new(work))?)))
     }
@@ -178,8 +182,16 @@ pub struct SpawnOptions<'a> {
     /// machine may be busy and constructors of the program slow.
     pub hello_timeout: Duration,
     /// Whether its lines on stderr appear on ours, with the name in front; on by default. Its last lines are kept in
-    /// any case. Its stdout is ours.
+    /// any case, except of one that [survives](Self::survives).
     pub forward_stderr: bool,
+    /// Where what it prints to stdout goes; to our own stdout by default. With [`Start::Exec`] alone.
+    pub stdout: Option<BorrowedFd<'a>>,
+    /// For a process that is to outlive us: how long. When this process ends, however it does, or asks it to stop, its
+    /// [`Parent::recv`] gives [`Received::Closed`], and after this time it is ended with its group by its own timer.
+    /// Its function finishes before. It writes to our stderr itself, without its name, so that it is heard afterwards. It
+    /// may start [ranks](crate::rank) and nothing else. `None` by default: the process dies with us. With
+    /// [`Start::Exec`] alone.
+    pub survives: Option<Duration>,
 }
 
 impl SpawnOptions<'_> {
@@ -197,6 +209,8 @@ impl Default for SpawnOptions<'_> {
             start: Start::default(),
             hello_timeout: Duration::from_secs(10),
             forward_stderr: true,
+            stdout: None,
+            survives: None,
         }
     }
 }
@@ -342,6 +356,11 @@ impl Child {
     /// Ends it: see [`stop_all`](supervise::stop_all).
     pub fn stop(self, grace: Duration) -> Ended {
         supervise::stop_all(vec![self], grace).remove(0)
+    }
+
+    /// Sends it a signal, with its group: as a terminal does.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process_mut().signal_group(signal.number());
     }
 
     /// Asks it to stop: its [`Parent::recv`] gives [`Received::Closed`].
@@ -552,12 +571,21 @@ impl Ends {
 
 /// Starts this program again in a role.
 pub(crate) fn launch(kind: Kind, options: &SpawnOptions<'_>) -> Result<Child> {
+    let stdout = options.stdout.map(|stdout| stdout.try_clone_to_owned()).transpose();
+    let stdout = stdout.map_err(|error| start_failed(&options.name, &error))?;
     let Ends { here, there, tail, stderr } = Ends::new(options)?;
-    let name = options.name.replace('\0', " ");
+    let name = options.name.clone();
     let process = on_the_spawner(options.hello_timeout, move || {
         let mut command = there.command(kind)?;
+        back_end::set_arguments(&mut command, kind, &name)?;
+        if let Some(stdout) = stdout {
+            command.stdout(stdout);
+        }
+        if !kind.survives() {
+            command.stderr(stderr);
+        }
         // No `pre_exec`: it would copy this process's page tables, 40 ms for each resident GB.
-        let spawned = command.arg0(name).stderr(stderr).process_group(0).spawn();
+        let spawned = command.process_group(0).spawn();
         spawned.map(|child| Fresh(Some(Process::new(child.id() as i32))))
     });
     match process {

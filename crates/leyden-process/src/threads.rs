@@ -10,14 +10,19 @@ use std::sync::mpsc;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-/// Starts a thread that holds no lock of general use while it waits, and so may be there when a process is forked.
-pub(crate) fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+/// Starts a thread that holds no lock of general use while it waits, and so may be there when a process is forked
+/// ([`Start::Fork`](crate::spawn::Start::Fork)), and returns when it runs.
+///
+/// # Errors
+///
+/// The system's refusal.
+pub fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     /// A new thread runs within microseconds; a machine that is this busy is not usable.
     const PATIENCE: Duration = Duration::from_secs(10);
     let (known, is_known) = mpsc::sync_channel(1);
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         #[cfg(not(leyden_portable))]
-        ours().insert(current());
+        is_ours();
         // Nobody listens only if the caller has given up.
         let _ = known.send(());
         body();
@@ -25,6 +30,18 @@ pub(crate) fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Res
         ours().remove(&current());
     })?;
     is_known.recv_timeout(PATIENCE).map_err(|_| io::ErrorKind::TimedOut.into())
+}
+
+/// The calling thread holds no lock of general use from now on.
+#[cfg(not(leyden_portable))]
+pub(crate) fn is_ours() {
+    ours().insert(current());
+}
+
+/// Whether this is the thread that runs `main`.
+#[cfg(not(leyden_portable))]
+pub fn is_main() -> bool {
+    current() == std::process::id() as i32
 }
 
 /// The names of the threads of this process that are neither the calling one nor Leyden's.

@@ -15,7 +15,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use crate::{Error, Result, codes, futex};
+use crate::{Error, Result, codes, futex, threads};
 
 /// What a tombstone's word says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +110,8 @@ fn lie(word: &AtomicU32, taken: &mpsc::SyncSender<std::result::Result<(), String
     // FUTEX_WAITERS from the start: without it the kernel marks the word and wakes nobody. The list comes first: a
     // death between the two leaves a word that nobody has taken, and never one that is held by nobody.
     let held = thread.cast_unsigned() | libc::FUTEX_WAITERS;
+    // It never takes a lock again, and a process that is forked has no list of its own.
+    threads::is_ours();
     if let Err(other) = word.compare_exchange(0, held, Ordering::AcqRel, Ordering::Acquire) {
         // SAFETY: this is the list that the C library gave the kernel for this thread.
         unsafe { libc::syscall(libc::SYS_set_robust_list, replaced, length) };

@@ -19,6 +19,7 @@ use crate::codes::{CONTROL, MESSAGE_SIZE, OTHER_BUILD, PANICKED, START};
 use crate::contain::{Panic, contain};
 use crate::control::{Control, Got, LARGEST_MESSAGE, Tag};
 use crate::error::{Error, Result};
+use crate::sys::Wake;
 use crate::{exit, image, sys};
 
 #[cfg(not(leyden_portable))]
@@ -38,7 +39,7 @@ pub enum Received {
     /// Nothing, within the time.
     TimedOut,
     /// Nothing more will come. In the parent: the child has said goodbye or is gone; [`Child::ended`] says which. In the
-    /// child: the parent asks it to stop.
+    /// child: the parent asks it to stop; or it is gone, and the child outlives it.
     ///
     /// [`Child::ended`]: crate::spawn::Child::ended
     Closed,
@@ -46,18 +47,22 @@ pub enum Received {
 
 /// The parent, seen from a process that it started. The function of a [`Job`](crate::spawn::Job) gets it.
 ///
-/// When the parent ends, however it ends, this process ends too, within milliseconds and without unwinding.
+/// When the parent ends, however it ends, this process ends too, within milliseconds and without unwinding; only one that
+/// [survives](crate::spawn::SpawnOptions::survives) has its time.
 pub struct Parent {
     control: Arc<Control>,
     fds: Vec<OwnedFd>,
     name: String,
     /// Whether the parent asked to stop; also keeps two threads from reading at once.
     stop: Mutex<bool>,
+    /// In a supervisor: told when the parent asks to stop.
+    timer: Option<Arc<Wake>>,
 }
 
 impl Parent {
-    fn new(control: &Arc<Control>, name: &str, fds: Vec<OwnedFd>) -> Self {
-        Self { control: Arc::clone(control), fds, name: name.to_owned(), stop: Mutex::new(false) }
+    pub(crate) fn new(control: &Arc<Control>, name: &str, fds: Vec<OwnedFd>) -> Self {
+        let (control, name) = (Arc::clone(control), name.to_owned());
+        Self { control, fds, name, stop: Mutex::new(false), timer: None }
     }
 
     #[cfg(leyden_portable)]
@@ -85,7 +90,7 @@ impl Parent {
         send_message(&self.control, message, "the parent")
     }
 
-    /// The parent's next message; [`Received::Closed`] when it asks this process to stop, from then on always.
+    /// The parent's next message; [`Received::Closed`] when it asks this process to stop, or is gone, from then on always.
     ///
     /// # Errors
     ///
@@ -98,9 +103,12 @@ impl Parent {
         match self.control.receive(sys::deadline(timeout)) {
             Ok(Got::Packet { tag: Tag::Message, body, .. }) => Ok(Received::Message(body)),
             Ok(Got::TimedOut) => Ok(Received::TimedOut),
-            // Whatever else comes asks to stop; an end of the socket ends the process anyhow.
+            // Whatever else comes asks to stop; an end of the socket does, or ends the process anyhow.
             Ok(_) => {
                 *stop = true;
+                if let Some(timer) = &self.timer {
+                    timer.wake();
+                }
                 Ok(Received::Closed)
             }
             Err(error) => Err(Error::new(CONTROL, "a message of the parent was not read").because(&error)),
@@ -161,6 +169,8 @@ pub(crate) struct Order {
     pub(crate) attached: u32,
     /// How many descriptors are handed over to the function.
     pub(crate) handed: u32,
+    /// For how long it outlives its parent.
+    pub(crate) survives: Option<Duration>,
 }
 
 /// A function together with its argument's type: reads the argument.
@@ -203,7 +213,7 @@ pub(crate) fn end_the_group() -> ! {
 pub(crate) fn run(control: Control) -> ! {
     settle_signals();
     let control = Arc::new(control);
-    if let Err(error) = hello(&control).and_then(|()| begin(&control)) {
+    if let Err(error) = hello(&control).and_then(|()| begin(&control, None)) {
         leave(&control, Err(error));
     }
     control.wait_until_closed();
@@ -212,7 +222,7 @@ pub(crate) fn run(control: Control) -> ! {
 
 /// A broken pipe is an error and no signal, as in every Rust program; SIGTERM and SIGINT do nothing, because the parent
 /// decides when a worker ends. They have a handler instead of being ignored, which an exec would hand on to other programs.
-fn settle_signals() {
+pub(crate) fn settle_signals() {
     extern "C" fn nothing(_: libc::c_int) {}
     // SAFETY: the handler does nothing. SA_RESTART, which `signal` sets in both C libraries, keeps most system calls of
     // the function from being interrupted.
@@ -230,12 +240,15 @@ pub(crate) fn hello(control: &Control) -> Result<()> {
     Ok(control.send(Tag::Hello, &body, &[], patience())?)
 }
 
-/// Reads the order and starts the function on a thread of its own.
-fn begin(control: &Arc<Control>) -> Result<()> {
+/// Reads the order and starts the function on a thread of its own; gives for how long it outlives the parent.
+fn begin(control: &Arc<Control>, timer: Option<Arc<Wake>>) -> Result<Option<Duration>> {
     let mut assignment = take_assignment(control)?;
     set_name(&assignment.name);
-    let parent = Parent::new(control, &assignment.name, std::mem::take(&mut assignment.handed));
-    start_thread(&assignment.name.clone(), Arc::clone(control), move || assignment.load()?(parent))
+    let survives = assignment.survives;
+    let mut parent = Parent::new(control, &assignment.name, std::mem::take(&mut assignment.handed));
+    parent.timer = timer;
+    start_thread(&assignment.name.clone(), Arc::clone(control), move || assignment.load()?(parent))?;
+    Ok(survives)
 }
 
 /// Runs `work` on a new thread, tells the parent how it ended, and ends the process.
@@ -309,7 +322,7 @@ pub(crate) fn other_build() -> Error {
 }
 
 /// The name in `ps` and `top`, where the system lets a process choose it: Linux keeps 15 bytes.
-fn set_name(name: &str) {
+pub(crate) fn set_name(name: &str) {
     #[cfg(target_os = "linux")]
     if let Ok(name) = std::ffi::CString::new(name.replace('\0', " ")) {
         // SAFETY: prctl with PR_SET_NAME reads a text that ends with a zero.

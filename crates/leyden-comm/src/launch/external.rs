@@ -10,22 +10,22 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use leyden_process::{Error, Result, entry};
 
 use crate::codes::{EXTERNAL_HOSTS, EXTERNAL_MISSING, EXTERNAL_REFUSED, EXTERNAL_SOCKET};
 use crate::environment::Environment;
-use crate::rank::Rank;
-use crate::world::{State, World};
+use crate::world::World;
 
-/// Takes the place among the ranks that the launcher has given to this process; returns when all are there.
+/// The world in which the launcher has given this process a rank; on rank 0 once all have come.
 ///
 /// # Errors
 /// `D0216` if some are on other hosts; `D0217` if not all come in time, with those that are missing; `D0218` if rank 0
 /// refuses this one; `D0219` if the socket cannot be had. Those of a world that cannot be made.
-pub(crate) fn join(environment: &Environment, patience: Duration) -> Result<Rank> {
+pub(crate) fn meet(environment: &Environment) -> Result<World> {
+    let told = std::env::var("LEYDEN_JOIN_TIMEOUT").ok().and_then(|seconds| seconds.parse().ok());
+    let patience = told.map_or(PATIENCE, Duration::from_secs);
     let (rank, size) = (environment.rank(), environment.world_size());
     if let Some(local) = environment.local_world_size().filter(|&local| local != size) {
         return Err(Error::new(EXTERNAL_HOSTS, "ranks on several hosts cannot be joined yet")
@@ -35,13 +35,10 @@ pub(crate) fn join(environment: &Environment, patience: Duration) -> Result<Rank
     }
     let name = meeting(environment);
     let deadline = Instant::now() + patience;
-    if rank == 0 {
-        return receive(&name, size, deadline, patience);
+    match rank {
+        0 => receive(&name, size, deadline, patience),
+        _ => enter(&name, rank, size, deadline, patience),
     }
-    let world = Arc::new(enter(&name, rank, size, deadline, patience)?);
-    let joined = Rank::enter(Arc::clone(&world), rank)?;
-    await_all(&world, deadline, patience)?;
-    Ok(joined)
 }
 
 /// The name of the socket: the same for all ranks of a run, and for no other run.
@@ -58,8 +55,8 @@ fn meeting(environment: &Environment) -> String {
 }
 
 /// Rank 0.
-fn receive(name: &str, size: usize, deadline: Instant, patience: Duration) -> Result<Rank> {
-    let world = Arc::new(World::create(size)?);
+fn receive(name: &str, size: usize, deadline: Instant, patience: Duration) -> Result<World> {
+    let world = World::create(size)?;
     let listener = SocketAddr::from_abstract_name(name)
         .and_then(|address| UnixListener::bind_addr(&address))
         .map_err(|error| {
@@ -74,7 +71,6 @@ fn receive(name: &str, size: usize, deadline: Instant, patience: Duration) -> Re
             }
         })?;
     listener.set_nonblocking(true)?;
-    let rank = Rank::enter(Arc::clone(&world), 0)?;
     // Nobody is admitted twice; whoever was admitted and dies is noticed as any rank is.
     let mut admitted = vec![false; size];
     admitted[0] = true;
@@ -83,7 +79,7 @@ fn receive(name: &str, size: usize, deadline: Instant, patience: Duration) -> Re
             Ok((peer, _)) => admit(&peer, &world, &mut admitted),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if Instant::now() >= deadline {
-                    return Err(missing(&world, patience));
+                    return Err(missing(&world, &admitted, patience));
                 }
                 std::thread::sleep(LOOK);
             }
@@ -94,8 +90,7 @@ fn receive(name: &str, size: usize, deadline: Instant, patience: Duration) -> Re
             }
         }
     }
-    await_all(&world, deadline, patience)?;
-    Ok(rank)
+    Ok(world)
 }
 
 /// Answers one that wants to join: where the memory is, or why not.
@@ -187,26 +182,10 @@ fn enter(name: &str, rank: usize, size: usize, deadline: Instant, patience: Dura
     World::open(OwnedFd::from(memory))
 }
 
-/// Waits until all have taken their places.
-fn await_all(world: &World, deadline: Instant, patience: Duration) -> Result<()> {
-    while (0..world.size()).any(|rank| world.state(rank) == State::Absent) {
-        if let Some(error) = world.poisoned() {
-            return Err(error);
-        }
-        if Instant::now() >= deadline {
-            return Err(missing(world, patience));
-        }
-        std::thread::sleep(LOOK);
-    }
-    Ok(())
-}
-
 /// The error of a world that is not complete, told to those who came.
-fn missing(world: &World, patience: Duration) -> Error {
-    let absent: Vec<String> = (0..world.size())
-        .filter(|&rank| world.state(rank) == State::Absent)
-        .map(|rank| rank.to_string())
-        .collect();
+fn missing(world: &World, admitted: &[bool], patience: Duration) -> Error {
+    let absent: Vec<String> =
+        (0..world.size()).filter(|&rank| !admitted[rank]).map(|rank| rank.to_string()).collect();
     let error = Error::new(EXTERNAL_MISSING, "not all ranks have come")
         .at("missing", format_args!("rank {}", absent.join(", ")))
         .at("ranks", world.size())
@@ -229,6 +208,8 @@ fn read_line(peer: &UnixStream) -> Option<String> {
     Some(line)
 }
 
+/// How long ranks wait for each other, unless `LEYDEN_JOIN_TIMEOUT` says how many seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How often to look whether something has happened.
 const LOOK: Duration = Duration::from_millis(5);
 

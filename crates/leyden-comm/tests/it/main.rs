@@ -4,4 +4,5 @@
 mod arithmetic;
 mod external;
 mod failing;
+mod launching;
 mod together;

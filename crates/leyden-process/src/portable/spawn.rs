@@ -3,6 +3,7 @@
 use std::any::type_name;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -54,6 +55,10 @@ impl Source {
         if !options.fds.is_empty() {
             return Err(not_here("descriptors that are handed over").at("process", &options.name));
         }
+        if options.stdout.is_some() || options.survives.is_some() {
+            let what = "processes that outlive us, or whose stdout goes elsewhere";
+            return Err(not_here(what).at("process", &options.name));
+        }
         entry::preflight()?;
         let child = launch(Kind::Worker, options)?;
         let order = Order {
@@ -63,6 +68,7 @@ impl Source {
             length: self.argument.len() as u64,
             attached: 0,
             handed: 0,
+            survives: None,
         };
         let order = postcard::to_allocvec(&order)?;
         let deadline = sys::deadline(options.hello_timeout);
@@ -78,10 +84,16 @@ impl Source {
     }
 }
 
-fn not_here(what: &str) -> Error {
+pub(crate) fn not_here(what: &str) -> Error {
     Error::new(NOT_HERE, format!("this build has no {what}"))
         .why("it starts processes in the portable way, which is all there is on systems other than Linux")
         .hint("use `Start::Exec`, and send what the process needs as the job's argument")
+}
+
+/// A process's arguments say its name.
+pub(crate) fn set_arguments(command: &mut Command, _: Kind, name: &str) -> io::Result<()> {
+    command.arg0(name.replace('\0', " "));
+    Ok(())
 }
 
 /// The other ends of the pipes: what the process reads and what it writes.

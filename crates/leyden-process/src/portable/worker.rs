@@ -1,6 +1,7 @@
 //! The child's side: a thread reads what the parent sends, and its end is this process's end.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use super::control::{Control, Got, Tag};
 use crate::codes::CONTROL;
@@ -32,6 +33,8 @@ pub(crate) fn arm(control: Control) -> Control {
 pub(crate) struct Assignment {
     pub(crate) name: String,
     pub(crate) handed: Vec<OwnedFd>,
+    /// Always none: such an order is refused where it is given.
+    pub(crate) survives: Option<Duration>,
     entry: Entry,
     argument: Vec<u8>,
 }
@@ -44,7 +47,7 @@ pub(crate) fn take_assignment(control: &Control) -> Result<Assignment> {
     }
     let entry = entry_at(order.entry).ok_or_else(other_build)?;
     let argument = take(control, Tag::Argument)?;
-    Ok(Assignment { name: order.name, handed: Vec::new(), entry, argument })
+    Ok(Assignment { name: order.name, handed: Vec::new(), survives: order.survives, entry, argument })
 }
 
 impl Assignment {

@@ -1,9 +1,12 @@
 //! Starting processes on Linux: again, from a zygote, or by a fork; they are sent descriptors.
 
 use std::any::type_name;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,9 +14,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::{Child, Ends, Fresh, Parent, SpawnOptions, Start, end, launch, on_the_spawner, start_failed};
-use crate::codes::{ARGUMENT, FORK, NO_HELLO};
+use crate::codes::{ARGUMENT, FORK, NO_HELLO, START};
 use crate::control::{Control, FDS_PER_MESSAGE, Got, Tag};
-use crate::entry::{self, Cookie, Kind};
+use crate::entry::{self, Cookie, Kind, Role};
 use crate::error::{Error, Result};
 use crate::stderr::WORKING;
 use crate::supervise::{self, Process, said};
@@ -53,6 +56,12 @@ impl Source {
 
     /// One that starts again has not reported yet.
     pub(super) fn begin(&self, options: &SpawnOptions<'_>) -> Result<Child> {
+        if options.start != Start::Exec && (options.stdout.is_some() || options.survives.is_some()) {
+            return Err(Error::new(START, "a process could not be started")
+                .at("process", &options.name)
+                .why("only one that starts again can have a stdout of its own, or outlive us")
+                .hint("use `Start::Exec`"));
+        }
         match (self, options.start) {
             (Self::Serialised { entry, argument, .. }, Start::Exec) => execute(*entry, argument, options),
             (Self::Serialised { entry, argument, zygote }, Start::Zygote) => {
@@ -98,6 +107,32 @@ impl There {
         command.env(entry::VARIABLE, cookie.to_string()).stdin(self.0).stdout(Stdio::inherit());
         Ok(command)
     }
+}
+
+/// What a process finds as its arguments. A worker's say its name. A rank is the program again, with the program's own;
+/// a supervisor, whose name comes first, keeps those for its ranks.
+pub(super) fn set_arguments(command: &mut Command, kind: Kind, name: &str) -> io::Result<()> {
+    let name = OsString::from(name.replace('\0', " "));
+    let mut arguments = match kind {
+        Kind::Rank => arguments_of_the_program()?.into_iter(),
+        Kind::Supervisor => {
+            let mut arguments = arguments_of_the_program()?;
+            arguments.insert(0, name.clone());
+            arguments.into_iter()
+        }
+        Kind::Worker | Kind::Guard | Kind::Zygote => Vec::new().into_iter(),
+    };
+    command.arg0(arguments.next().unwrap_or(name)).args(arguments);
+    Ok(())
+}
+
+/// What the program was started with, its name first. Here and not from the standard library, because a supervisor never
+/// reaches the runtime's start, where some C libraries have it from.
+fn arguments_of_the_program() -> io::Result<Vec<OsString>> {
+    let line = std::fs::read("/proc/self/cmdline")?;
+    let line = line.strip_suffix(&[0]).unwrap_or(&line);
+    let arguments = line.split(|&byte| byte == 0).map(|argument| OsString::from_vec(argument.to_vec()));
+    Ok(arguments.skip(usize::from(entry::role() == Role::Supervisor)).collect())
 }
 
 /// A value in memory that no process can change any more.
@@ -184,8 +219,10 @@ impl Write for Bounded<'_> {
 
 /// Starts this program again and sends it the job.
 fn execute(entry: Entry, argument: &Argument, options: &SpawnOptions<'_>) -> Result<Child> {
-    entry::preflight()?;
-    let child = launch(Kind::Worker, options)?;
+    let kind = if options.survives.is_some() { Kind::Supervisor } else { Kind::Worker };
+    entry::may_start(kind)?;
+    entry::can_start_again()?;
+    let child = launch(kind, options)?;
     // The order goes out before the child's first word, which it need not wait for. What became of an order that nobody
     // took is said by the hello that does not come.
     order(&child, entry, argument, options)?;
@@ -200,6 +237,7 @@ fn order(child: &Child, entry: Entry, argument: &Argument, options: &SpawnOption
         length: argument.length,
         attached: argument.attached.len() as u32,
         handed: options.fds.len() as u32,
+        survives: options.survives,
     };
     let fds: Vec<BorrowedFd<'_>> = [argument.memory.as_fd()]
         .into_iter()
@@ -210,7 +248,7 @@ fn order(child: &Child, entry: Entry, argument: &Argument, options: &SpawnOption
 }
 
 /// Sends a request with its descriptors; says whether somebody was there to take it.
-fn ask(
+pub(crate) fn ask(
     child: &Child,
     tag: Tag,
     body: &[u8],
@@ -274,10 +312,9 @@ fn start_zygote(entry: Entry, argument: &Argument, options: &SpawnOptions<'_>) -
     const READING: Duration = Duration::from_secs(600);
     let options = SpawnOptions {
         name: format!("{} (zygote)", options.name),
-        fds: Vec::new(),
-        start: Start::Exec,
         hello_timeout: options.hello_timeout,
         forward_stderr: options.forward_stderr,
+        ..SpawnOptions::default()
     };
     let mut zygote = launch(Kind::Zygote, &options)?;
     order(&zygote, entry, argument, &options)?;
@@ -339,7 +376,7 @@ fn fork_in(zygote: &mut Child, options: &SpawnOptions<'_>) -> Result<Option<Chil
 
 /// Forks this process.
 fn fork(work: Work, options: &SpawnOptions<'_>) -> Result<Child> {
-    entry::refuse_nesting()?;
+    entry::may_start(Kind::Worker)?;
     let foreign = threads::foreign();
     if !foreign.is_empty() {
         return Err(Error::new(FORK, "this process has other threads and cannot be forked")

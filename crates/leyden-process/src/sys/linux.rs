@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::ptr;
 use std::time::Instant;
@@ -165,4 +166,49 @@ pub(crate) fn pidfd(pid: i32) -> Option<OwnedFd> {
         let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
         (fd >= 0).then(|| OwnedFd::from_raw_fd(fd as RawFd))
     }
+}
+
+/// Blocks all signals on this thread; gives what was blocked before.
+pub(crate) fn block_all_signals() -> libc::sigset_t {
+    let mut before = MaybeUninit::uninit();
+    // SAFETY: both sets are filled before they are read.
+    unsafe {
+        let mut all = MaybeUninit::uninit();
+        libc::sigfillset(all.as_mut_ptr());
+        libc::sigemptyset(before.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+        before.assume_init()
+    }
+}
+
+/// Blocks these signals on this thread, and no others.
+pub(crate) fn restore_signals(blocked: &libc::sigset_t) {
+    // SAFETY: the set is whole.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, blocked, ptr::null_mut()) };
+}
+
+/// Sends the process of this descriptor a signal, or with 0 nothing; false if it was reaped.
+pub(crate) fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> bool {
+    let no_info: *const libc::siginfo_t = ptr::null();
+    // SAFETY: the call takes numbers; without information the kernel makes its own.
+    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, no_info, 0) == 0 }
+}
+
+/// The status of a process that ended and was reaped, as `wait` has it; from Linux 6.15 on.
+pub(crate) fn exit_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    /// `struct pidfd_info` in its first version, of 64 bytes.
+    #[repr(C)]
+    struct Info {
+        mask: u64,
+        others: [u32; 13],
+        exit_code: i32,
+    }
+    const _: () = assert!(size_of::<Info>() == 64);
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    /// `_IOWR(0xff, 11, struct pidfd_info)`.
+    const PIDFD_GET_INFO: u32 = 3 << 30 | 64 << 16 | 0xff << 8 | 11;
+    let mut info = Info { mask: PIDFD_INFO_EXIT, others: [0; 13], exit_code: 0 };
+    // SAFETY: the kernel reads and writes the 64 bytes that the request's number says.
+    let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) };
+    (result == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
 }

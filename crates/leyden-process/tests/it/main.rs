@@ -11,6 +11,8 @@ mod guarding;
 #[cfg(leyden_portable)]
 mod portable;
 mod programs;
+#[cfg(not(leyden_portable))]
+mod ranks;
 mod recursion;
 mod starting;
 mod support;

@@ -9,14 +9,14 @@ use std::time::Duration;
 use crate::support::{eventually, is_alive};
 
 /// `examples/children.rs`, which cargo builds beside the tests.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let folder = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples");
     let path = folder.join("children");
     assert!(path.exists(), "{} is built by `cargo test -p leyden-process`", path.display());
     path
 }
 
-fn output(command: &mut Command) -> (Output, String) {
+pub(crate) fn output(command: &mut Command) -> (Output, String) {
     let output = command.stdin(Stdio::null()).output().unwrap();
     let text = [&output.stdout[..], &output.stderr[..]].concat();
     (output, String::from_utf8(text).unwrap())
@@ -68,7 +68,7 @@ fn a_program_started_through_the_loader_is_refused_with_the_reason() {
 }
 
 /// Starts the scenario, kills it when it is ready, and waits until the processes whose numbers it printed are gone.
-fn killed(scenario: &[&str], processes: usize) {
+pub(crate) fn killed(scenario: &[&str], processes: usize) {
     let mut program =
         Command::new(program()).args(scenario).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(program.stdout.take().unwrap()).lines().map(Result::unwrap);

@@ -33,24 +33,32 @@ fn a_worker_refuses_to_start_workers_and_says_so() {
 }
 
 #[test]
-fn a_cookie_deeper_than_one_ends_the_process_before_its_main() {
-    let (ours, theirs) = socket_pair();
-    let cookie = cookie_for(&theirs, 2);
-    let output = Command::new("/proc/self/exe")
-        .args(["--list"])
-        .env("LEYDEN_ROLE", cookie)
-        .stdin(theirs)
-        .output()
-        .unwrap();
-    drop(ours);
-    assert_eq!(output.status.code(), Some(exit::CONFIGURATION.into()));
-    assert!(output.stdout.is_empty(), "it has not reached `main`");
+fn a_cookie_deeper_than_its_role_allows_ends_the_process_before_its_main() {
+    let ranks: &[(&str, u8)] =
+        if cfg!(leyden_portable) { &[] } else { &[("rank", 3), ("supervisor", 2), ("zygote", 4)] };
+    for &(role, depth) in [("worker", 4), ("worker", 0), ("guard", 5)].iter().chain(ranks) {
+        let (ours, theirs) = socket_pair();
+        let output = Command::new("/proc/self/exe")
+            .args(["--list"])
+            .env("LEYDEN_ROLE", cookie_for(role, &theirs, depth))
+            .stdin(theirs)
+            .output()
+            .unwrap();
+        drop(ours);
+        assert_eq!(output.status.code(), Some(exit::CONFIGURATION.into()), "{role} {depth}");
+        assert!(output.stdout.is_empty(), "it has not reached `main`");
+    }
 }
 
 #[test]
 fn a_cookie_of_another_process_is_ignored_and_removed() {
     let (_ours, theirs) = socket_pair();
-    for stale in [cookie_for(&theirs, 1), "worker:1:7:7".to_owned(), "nonsense".to_owned()] {
+    for stale in [
+        cookie_for("worker", &theirs, 1),
+        cookie_for("rank", &theirs, 1),
+        "worker:1:7:7".to_owned(),
+        "nonsense".to_owned(),
+    ] {
         let output = Command::new("/proc/self/exe")
             .args(["recursion::shows_its_environment", "--exact", "--ignored", "--nocapture"])
             .env("LEYDEN_ROLE", stale)
@@ -73,8 +81,8 @@ fn socket_pair() -> (std::os::fd::OwnedFd, std::os::fd::OwnedFd) {
     (ours.into(), theirs.into())
 }
 
-fn cookie_for(stdin: &std::os::fd::OwnedFd, depth: u8) -> String {
+fn cookie_for(role: &str, stdin: &std::os::fd::OwnedFd, depth: u8) -> String {
     use std::os::unix::fs::MetadataExt as _;
     let file = std::fs::File::from(stdin.try_clone().unwrap()).metadata().unwrap();
-    format!("worker:{depth}:{}:{}", file.dev(), file.ino())
+    format!("{role}:{depth}:{}:{}", file.dev(), file.ino())
 }
