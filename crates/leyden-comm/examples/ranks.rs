@@ -25,6 +25,9 @@ fn main() -> Result<()> {
         ["logs", folder] => logs(folder),
         ["wait"] => wait(None),
         ["wait-for-signal"] => wait(Some(Listener::start())),
+        ["wait-for-signal-with-a-later-listener"] => wait_later(),
+        ["ignore-signals"] => ignore_signals(),
+        ["elsewhere-in-groups"] => elsewhere_in_groups(),
         ["leave-first"] => leave_first(),
         ["fail-unseen"] => fail_unseen(),
         ["compute-on"] => compute_on(),
@@ -133,6 +136,47 @@ fn wait(listener: Option<Listener>) -> Result<()> {
         }
     }
     rank.barrier("rank 0 comes")
+}
+
+/// The listener comes when the ranks are there, as that of a trainer does.
+fn wait_later() -> Result<()> {
+    launch::world_with(3, &LaunchOptions { grace: Duration::from_secs(1), ..LaunchOptions::default() })?;
+    wait(Some(Listener::start()))
+}
+
+/// Each rank notes signals and goes on; the grace is longer than any test.
+fn ignore_signals() -> Result<()> {
+    let world = launch::world_with(3, &LaunchOptions { grace: LONG, ..LaunchOptions::default() })?;
+    let listener = Listener::start();
+    world.join()?.barrier("all are there")?;
+    if world.rank() == 0 {
+        println!("ready");
+    }
+    let mut noted = false;
+    let end = Instant::now() + LONG;
+    while Instant::now() < end {
+        if listener.received().is_some() && !noted {
+            noted = true;
+            eprintln!("noted");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Ranks 0 and 1 have a group of their own, and never wait for rank 2, which dies.
+fn elsewhere_in_groups() -> Result<()> {
+    let mut rank = launch::world(3)?.join()?;
+    let group = rank.new_group(&[0, 1])?;
+    if rank.rank() == 2 {
+        eprintln!("last words");
+        std::process::exit(3);
+    }
+    let end = Instant::now() + LONG;
+    while Instant::now() < end {
+        rank.barrier_in(group, "two are enough")?;
+    }
+    Ok(())
 }
 
 /// Rank 0 returns, and rank 2 goes on for ever.

@@ -325,6 +325,7 @@ fn errno() -> *mut i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read as _;
 
     static EARLIER_CALLS: AtomicI32 = AtomicI32::new(0);
 
@@ -351,5 +352,24 @@ mod tests {
         unsafe { libc::raise(libc::SIGTERM) };
         assert_eq!(EARLIER_CALLS.load(Ordering::SeqCst), 2);
         assert_eq!(Listener::start().received(), None, "a new listener starts clean");
+
+        // A relay tells of each, below a listener that was there before and above the handler, and stays.
+        let listener = Listener::start();
+        let mut pipe = relay().unwrap();
+        assert_eq!(relay().unwrap_err().code(), START);
+        // SAFETY: as above.
+        unsafe { libc::raise(libc::SIGTERM) };
+        assert_eq!(listener.received(), Some(Signal::Terminate));
+        drop(listener);
+        // SAFETY: the handler in place is the relay's, which calls `count`.
+        unsafe { libc::raise(libc::SIGTERM) };
+        let later = Listener::start();
+        // SAFETY: our handler is installed.
+        unsafe { libc::raise(libc::SIGTERM) };
+        assert_eq!(later.received(), Some(Signal::Terminate));
+        let mut told = [0; 3];
+        pipe.read_exact(&mut told).unwrap();
+        assert_eq!(told.map(|number| Signal::from_number(number.into())), [Some(Signal::Terminate); 3]);
+        assert_eq!(EARLIER_CALLS.load(Ordering::SeqCst), 5);
     }
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::logs::{Logs, refused};
 use super::program::{HandedOver, Report, Word};
-use crate::codes::LAUNCH_START;
+use crate::codes::{DIED, LAUNCH_START};
 use crate::world::{State, World};
 
 /// What it is to do.
@@ -47,6 +47,7 @@ pub(super) fn supervise(order: Order, mut program: Parent) -> Result<()> {
         ranks,
         deadline: None,
         announce: None,
+        poison: None,
         signals: 0,
         failed: false,
     }
@@ -85,6 +86,8 @@ struct Supervisor {
     deadline: Option<Instant>,
     /// When to say so, if they still run then.
     announce: Option<(Instant, String)>,
+    /// When to fail the world, and of what: those that wait for the one that died say it better, and come first.
+    poison: Option<(Instant, Error)>,
     /// How many signals were passed on.
     signals: u32,
     /// Whether a rank has failed.
@@ -123,6 +126,9 @@ impl Supervisor {
             {
                 tell(&line);
             }
+            if let Some((_, error)) = self.poison.take_if(|(when, _)| *when <= now) {
+                self.world.poison(&error);
+            }
             if self.deadline.is_some_and(|deadline| deadline <= now) {
                 self.end_the_rest();
             }
@@ -137,8 +143,9 @@ impl Supervisor {
         let program = (self.zero != Zero::Ended).then(|| [self.program.as_fd(), self.process.as_fd()]);
         let ranks = self.ranks.iter().map(|(_, child)| child.pidfd().unwrap_or(child.control_fd()));
         let fds: Vec<BorrowedFd<'_>> = program.into_iter().flatten().chain(ranks).collect();
-        let until =
-            [self.deadline, self.announce.as_ref().map(|(when, _)| *when)].into_iter().flatten().min();
+        let announce = self.announce.as_ref().map(|(when, _)| *when);
+        let poison = self.poison.as_ref().map(|(when, _)| *when);
+        let until = [self.deadline, announce, poison].into_iter().flatten().min();
         let left = until.map_or(LOOK, |until| until.saturating_duration_since(Instant::now()).min(LOOK));
         readable(&fds, left);
     }
@@ -184,7 +191,7 @@ impl Supervisor {
         let cause = self.process.wait(Duration::from_secs(1)).unwrap_or(Cause::Unknown);
         let words = in_words(cause);
         self.world.tell_end(0, false, &words);
-        self.failed = true;
+        self.fail(0, &words, &[]);
         let signal = match cause {
             Cause::Signalled { number, .. } => Signal::from_number(number),
             Cause::Exited(code) => [Signal::Interrupt, Signal::Terminate]
@@ -228,8 +235,23 @@ impl Supervisor {
         }
         self.world.tell_end(number, clean, &words);
         if !clean {
-            self.failed = true;
+            self.fail(number, &in_words(cause), stderr);
             self.begin_grace(last);
+        }
+    }
+
+    /// A rank has failed; so has the world.
+    fn fail(&mut self, number: usize, words: &str, stderr: &[String]) {
+        /// A rank that waits for it needs less; one that computes, or waits for others, learns of it by this.
+        const BETTER_WORDS: Duration = Duration::from_millis(80);
+        if !self.failed {
+            self.failed = true;
+            let error = Error::new(DIED, format!("rank {number} died")).at("cause", words);
+            let error = if stderr.is_empty() { error } else { error.at("its stderr", stderr.join("\n")) };
+            let error = error.hint(
+                "its own words, above or in its log, say why; then start again from the last checkpoint",
+            );
+            self.poison = Some((Instant::now() + BETTER_WORDS, error));
         }
     }
 

@@ -331,6 +331,7 @@ fn a_signal_reaches_all_ranks_whether_or_not_they_listen() {
     for (words, signal, code) in [
         ("ranks wait-for-signal", libc::SIGINT, Some(130)),
         ("ranks wait-for-signal", libc::SIGTERM, Some(143)),
+        ("ranks wait-for-signal-with-a-later-listener", libc::SIGINT, Some(130)),
         ("ranks wait", libc::SIGINT, None),
         ("ranks wait", libc::SIGTERM, None),
     ] {
@@ -349,6 +350,37 @@ fn a_signal_reaches_all_ranks_whether_or_not_they_listen() {
         }
         assert!(ended.took < Duration::from_secs(4), "{words} {signal}: {:?}", ended.took);
     }
+}
+
+#[test]
+fn a_second_signal_ends_all_ranks_at_once() {
+    let mut program = Program::start("ranks ignore-signals");
+    program.wait_until_ready();
+    program.signal(program.child.id() as i32, libc::SIGINT);
+    let mut stderr = BufReader::new(program.child.stderr.take().unwrap());
+    let mut noted = 0;
+    while noted < 3 {
+        let mut line = String::new();
+        assert_ne!(stderr.read_line(&mut line).unwrap(), 0);
+        noted += usize::from(line.ends_with("noted\n"));
+    }
+    program.signal(program.child.id() as i32, libc::SIGINT);
+    program.child.stderr = Some(stderr.into_inner());
+    let ended = program.end();
+    assert_eq!(ended.status.code(), Some(130), "{}", ended.stderr);
+    assert!(ended.took < Duration::from_secs(4), "{:?}", ended.took);
+}
+
+#[test]
+fn ranks_that_never_wait_for_the_dead_one_learn_of_it_too() {
+    let ended = run("ranks elsewhere-in-groups");
+    let words = [
+        "Error: error[D0105]: rank 2 died",
+        "cause       exited with code 3",
+        "its stderr  last words",
+        "[rank 1] Error: error[D0105]: rank 2 died",
+    ];
+    ended.expect(1, "", &words);
 }
 
 #[test]
