@@ -26,7 +26,7 @@ use crate::slots::{Reply, SlotId, SlotView, Slots, SlotsConfig, SlotsWorker};
 use crate::spawn::{Child, Job, Parent, Received, SpawnOptions, Start, Starting};
 use crate::supervise::{Cause, Ended, evidence, stop_all};
 use crate::tombstone::{self, State};
-use crate::{contain, futex, sys, threads};
+use crate::{contain, copies, futex, sys, threads};
 
 pub use crate::tasks::{Death, Describe, Outcome, POISON, PoolOptions, Work};
 use crate::tasks::{FUTILE, PAUSE, look_at, offer_to_the_memory_killer, one_at_a_time, say, unstaffed};
@@ -839,6 +839,7 @@ fn serve<W: Work>(work: &W, mut parent: Parent) -> Result<()> {
     let slots = SlotsWorker::open(fd, number)?;
     slots.hold_tombstone()?;
     work.start(worker, workers)?;
+    copies::end_if_copied(|| "the start of a worker");
     parent.send(b"ready")?;
     thread::scope(|scope| {
         for thread in 1..threads {

@@ -19,7 +19,7 @@ use crate::codes::{CONTROL, MESSAGE_SIZE, OTHER_BUILD, PANICKED, START};
 use crate::contain::{Panic, contain};
 use crate::control::{Control, Got, LARGEST_MESSAGE, Tag};
 use crate::error::{Error, Result};
-use crate::{exit, image, sys};
+use crate::{copies, exit, image, sys};
 
 #[cfg(not(leyden_portable))]
 mod linux;
@@ -202,6 +202,7 @@ pub(crate) fn end_the_group() -> ! {
 /// What a process with the role of a worker does instead of `main`.
 pub(crate) fn run(control: Control) -> ! {
     settle_signals();
+    copies::watch();
     let control = Arc::new(control);
     if let Err(error) = hello(&control).and_then(|()| begin(&control)) {
         leave(&control, Err(error));
@@ -235,7 +236,11 @@ fn begin(control: &Arc<Control>) -> Result<()> {
     let mut assignment = take_assignment(control)?;
     set_name(&assignment.name);
     let parent = Parent::new(control, &assignment.name, std::mem::take(&mut assignment.handed));
-    start_thread(&assignment.name.clone(), Arc::clone(control), move || assignment.load()?(parent))
+    start_thread(&assignment.name.clone(), Arc::clone(control), move || {
+        let work = assignment.load()?;
+        copies::end_if_copied(|| "the `Deserialize` of a job's argument");
+        work(parent)
+    })
 }
 
 /// Runs `work` on a new thread, tells the parent how it ended, and ends the process.
@@ -266,6 +271,7 @@ fn start_thread(
 
 /// Says goodbye, with the error if there is one, and ends the process.
 pub(crate) fn leave(control: &Control, result: Result<()>) -> ! {
+    copies::end_if_copied(|| "the function of a job");
     let _ = io::stdout().flush();
     let _ = io::stderr().flush();
     let (body, code) = match result {

@@ -24,6 +24,7 @@ use super::slots::{Counts, Loan, News, Posted, Reply, Task, take_ticket};
 use crate::clock::Lived;
 use crate::codes::{POOL_CLOSED, POOL_START, SLOT_FULL, SLOTS_CONFIG, TASK_PANICKED, TASK_SILENT};
 use crate::contain;
+use crate::copies;
 use crate::error::{Error, Result};
 use crate::spawn::{Child, Job, Parent, Received, SpawnOptions, start_failed};
 use crate::supervise::{Cause, Ended, evidence};
@@ -761,6 +762,7 @@ fn serve<W: Work>(work: &W, parent: &Parent) -> Result<()> {
     let Assignment { worker, workers, threads, most } = postcard::from_bytes(&message)?;
     offer_to_the_memory_killer();
     work.start(worker, workers)?;
+    copies::end_if_copied(|| "the start of a worker");
     parent.send(b"ready")?;
     thread::scope(|scope| {
         for thread in 1..threads {
