@@ -237,7 +237,7 @@ fn begin(control: &Arc<Control>) -> Result<()> {
     set_name(&assignment.name);
     let parent = Parent::new(control, &assignment.name, std::mem::take(&mut assignment.handed));
     start_thread(&assignment.name.clone(), Arc::clone(control), move || {
-        let work = assignment.load()?;
+        let work = contain(|| assignment.load()).unwrap_or_else(|panic| Err(unreadable(panic)))?;
         copies::end_if_copied(|| "the `Deserialize` of a job's argument");
         work(parent)
     })
@@ -283,7 +283,14 @@ pub(crate) fn leave(control: &Control, result: Result<()>) -> ! {
     sys::exit_now(code)
 }
 
-pub(crate) fn panicked(panic: Panic) -> Error {
+/// What a process does before its function begins, in words.
+pub(crate) const READING: &str = "reading what it works with: the `Deserialize` of the job's argument";
+
+pub(crate) fn unreadable(panic: Panic) -> Error {
+    panic.explain(Error::new(PANICKED, "the `Deserialize` of a job's argument panicked"))
+}
+
+fn panicked(panic: Panic) -> Error {
     panic.explain(Error::new(PANICKED, "the function of a job panicked"))
 }
 

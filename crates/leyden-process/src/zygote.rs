@@ -33,7 +33,7 @@ pub(crate) fn run(control: Control) -> ! {
     copies::watch();
     let work =
         worker::hello(&control).and_then(|()| worker::take_assignment(&control)).and_then(|assignment| {
-            contain(|| assignment.load()).unwrap_or_else(|panic| Err(worker::panicked(panic)))
+            contain(|| assignment.load()).unwrap_or_else(|panic| Err(worker::unreadable(panic)))
         });
     copies::end_if_copied(|| "the `Deserialize` of a job's argument");
     match work {
