@@ -7,6 +7,7 @@
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::RefCell;
 use std::io::Write as _;
+use std::mem::ManuallyDrop;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 
@@ -74,7 +75,7 @@ pub fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
         let text = bounded(text, LONGEST).into_owned();
         // A payload may panic when it is dropped, and what that panic carries, too: that one is never dropped.
         if let Err(second) = panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-            std::mem::forget(second);
+            let _never = ManuallyDrop::new(second);
         }
         Panic { text, location }
     });

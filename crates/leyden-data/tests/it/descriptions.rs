@@ -20,7 +20,6 @@ impl Serialize for Crossing {
 }
 
 impl<'de> Deserialize<'de> for Crossing {
-    #[expect(clippy::disallowed_methods, reason = "one of the ends that are tested")]
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         let what = String::deserialize(deserializer)?;
         match what.as_str() {
