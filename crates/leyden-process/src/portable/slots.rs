@@ -11,7 +11,7 @@ use super::control::{Control, Tag};
 use super::memory::{Buffer, Region, available_bytes};
 use crate::codes::{OVER_BUDGET, REGION_KEPT, SLOT_FULL};
 use crate::error::{Error, Result};
-use crate::sys;
+use crate::{copies, sys};
 
 /// A task that a worker is at.
 pub struct Task {
@@ -110,6 +110,7 @@ impl Task {
 
 /// Sends frames to a parent that may be stopped for as long as it likes: when it ends, this process does.
 fn send(control: &Control, frames: &[(Tag, &[u8])]) {
+    copies::end_if_copied(|| "the code that a worker runs");
     let _ = control.send_all(frames, sys::deadline(std::time::Duration::MAX));
 }
 
