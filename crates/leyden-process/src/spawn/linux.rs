@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{Child, Ends, Fresh, Parent, SpawnOptions, Start, end, launch, on_the_spawner, start_failed};
+use super::{
+    Child, Ends, Fresh, Parent, SpawnOptions, Start, end, launch, on_the_spawner, own_words_lost,
+    start_failed,
+};
 use crate::codes::{ARGUMENT, FORK, NO_HELLO};
 use crate::control::{Control, FDS_PER_MESSAGE, Got, Tag};
 use crate::entry::{self, Cookie, Kind};
@@ -122,7 +125,8 @@ impl Argument {
         let (result, functions) = result?;
         let result = result.map_err(|error| match attach::refusal() {
             Some(refusal) => refusal.at("type", type_name::<A>()),
-            None => fail(&error).hint("the argument's `Serialize` must not fail or skip lengths"),
+            None => own_words_lost(&error, fail(&error))
+                .hint("the argument's `Serialize` must not fail or skip lengths"),
         });
         let appended = result.is_ok().then(|| writer.write_all(&functions));
         // The flavour's error says only that a write failed; the flush says why.
