@@ -999,7 +999,8 @@ mod tests {
         let error = task.writer().alloc(2 << 20).unwrap_err();
         assert_eq!(error.code(), codes::SLOT_FULL);
         assert_eq!(error.place("needed"), Some("2097152 bytes"));
-        assert_eq!(error.place("slot"), Some("1048576 bytes"));
+        assert_eq!(error.place("reserved"), Some("1048576 bytes"));
+        assert!(error.hints()[0].contains(".max_batch_bytes("), "{error:?}");
         assert!(task.writer().alloc(usize::MAX).is_err());
         task.writer().alloc(1 << 20).unwrap();
         let (error, _) = task.complete(b"no room").unwrap_err();
@@ -1080,6 +1081,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_at_once() {
         let refused = |config| Slots::new(config).unwrap_err().code();
+        assert_eq!(Slots::new(config(0, 1)).unwrap_err().hints().len(), 1);
         assert_eq!(refused(config(0, 1)), codes::SLOTS_CONFIG);
         assert_eq!(refused(config(1, 0)), codes::SLOTS_CONFIG);
         assert_eq!(refused(config(5000, 1)), codes::SLOTS_CONFIG);

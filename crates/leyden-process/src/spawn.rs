@@ -534,6 +534,17 @@ pub(crate) fn panicked<A>() -> Error {
         .at("type", type_name::<A>())
 }
 
+/// Says so where a type has refused in its own words: the format has no room for them.
+pub(crate) fn own_words_lost(error: &postcard::Error, told: Error) -> Error {
+    match error {
+        postcard::Error::SerdeSerCustom | postcard::Error::SerdeDeCustom => told
+            .why("the type's own `Serialize` or `Deserialize` refused; the words of its error do not cross")
+            .hint("let the type be read, and find what is wrong where errors are told in full: of a data set in `worker_init` \
+                   or `get`"),
+        _ => told,
+    }
+}
+
 /// What a child calls first: reads the argument.
 fn read<F, A>(argument: &[u8], attached: Vec<OwnedFd>) -> Result<Work>
 where
@@ -546,9 +557,12 @@ where
     })?
     .map_err(|error| match attach::refusal() {
         Some(refusal) => refusal.at("type", type_name::<A>()),
-        None => Error::new(ARGUMENT, "the argument of a job cannot be deserialised")
-            .at("type", type_name::<A>())
-            .because(&error),
+        None => own_words_lost(
+            &error,
+            Error::new(ARGUMENT, "the argument of a job cannot be deserialised")
+                .at("type", type_name::<A>())
+                .because(&error),
+        ),
     })?;
     let function = value_of(PhantomData::<F>);
     Ok(Box::new(move |parent| function(value, parent)))

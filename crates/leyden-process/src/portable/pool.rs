@@ -111,9 +111,12 @@ impl Pool {
             return Err(Error::new(SLOTS_CONFIG, format!("ticket {ticket} is larger than 2^48 - 1")));
         }
         if request.len() > options.slot_bytes {
-            return Err(Error::new(SLOT_FULL, "a request does not fit into a slot")
+            return Err(Error::new(SLOT_FULL, "a request is larger than what is reserved for a batch")
                 .at("needed", format!("{} bytes", request.len()))
-                .at("slot", format!("{} bytes", options.slot_bytes)));
+                .at("reserved", format!("{} bytes", options.slot_bytes))
+                .hint(
+                    "reserve more for each: `.max_batch_bytes(..)` of the loader, `slot_bytes` of a pool",
+                ));
         }
         let mut tasks = self.shared.tasks();
         if tasks.by_ticket.len() + counts.loaned.load(Ordering::Relaxed) >= options.slots {

@@ -163,10 +163,11 @@ impl Writing {
 impl Room {
     fn take(&mut self, bytes: usize) -> Result<()> {
         if bytes > self.left {
-            return Err(Error::new(SLOT_FULL, "a reply does not fit into a slot")
+            return Err(Error::new(SLOT_FULL, "a batch is larger than what is reserved for one")
                 .at("needed", format!("{bytes} bytes more"))
-                .at("slot", format!("{} bytes are left of it", self.left))
-                .hint("make batches smaller, or slots larger (`slot_bytes`): what they do not use costs nothing"));
+                .at("reserved", format!("{} bytes are left of it", self.left))
+                .hint("make batches smaller, or reserve more for each: `.max_batch_bytes(..)` of the loader, `slot_bytes` \
+                       of a pool; what is not used costs nothing"));
         }
         let available = if bytes < WORTH_ASKING { u64::MAX } else { available_bytes() };
         // The parent will have a copy of all of it.

@@ -14,7 +14,7 @@ use crate::codes::{ARGUMENT, NOT_HERE};
 use crate::contain::contain;
 use crate::entry::{self, Cookie, Kind};
 use crate::error::{Error, Result};
-use crate::spawn::{Child, Parent, SpawnOptions, Start, launch, panicked, start_failed};
+use crate::spawn::{Child, Parent, SpawnOptions, Start, launch, own_words_lost, panicked, start_failed};
 use crate::worker::{Entry, Order};
 use crate::{attach, function, image, sys};
 
@@ -31,10 +31,13 @@ impl Source {
         let bytes = bytes.map_err(|panic| panic.explain(panicked::<A>()))?;
         let mut argument = bytes.map_err(|error| match attach::refusal() {
             Some(refusal) => refusal.at("type", type_name::<A>()),
-            None => Error::new(ARGUMENT, "the argument of a job cannot be serialised")
-                .at("type", type_name::<A>())
-                .because(&error)
-                .hint("the argument's `Serialize` must not fail or skip lengths"),
+            None => own_words_lost(
+                &error,
+                Error::new(ARGUMENT, "the argument of a job cannot be serialised")
+                    .at("type", type_name::<A>()),
+            )
+            .because(&error)
+            .hint("the argument's `Serialize` must not fail or skip lengths"),
         })?;
         argument.extend(functions);
         Ok(Self { entry, argument })

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::{
-    Child, Ends, Fresh, Parent, SpawnOptions, Start, end, launch, on_the_spawner, panicked, start_failed,
+    Child, Ends, Fresh, Parent, SpawnOptions, Start, end, launch, on_the_spawner, own_words_lost, panicked,
+    start_failed,
 };
 use crate::codes::{ARGUMENT, FORK, NO_HELLO, POOL_START, START};
 use crate::contain::contain;
@@ -162,7 +163,8 @@ impl Argument {
         let result = result.map_err(|panic| panic.explain(panicked::<A>()))?;
         let result = result.map_err(|error| match attach::refusal() {
             Some(refusal) => refusal.at("type", type_name::<A>()),
-            None => fail(&error).hint("the argument's `Serialize` must not fail or skip lengths"),
+            None => own_words_lost(&error, fail(&error))
+                .hint("the argument's `Serialize` must not fail or skip lengths"),
         });
         let appended = result.is_ok().then(|| writer.write_all(&functions));
         // The flavour's error says only that a write failed; the flush says why.
