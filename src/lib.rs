@@ -5,7 +5,7 @@
 //! program, `docs/from-lightning.md` has the names for those who come from there.
 //!
 //! This crate only puts the others together: the loop is in `leyden-train`, Burn's side in `leyden-burn`, data sets
-//! and loaders in `leyden-data`, signals and errors in `leyden-process`.
+//! and loaders in `leyden-data`, ranks in `leyden-comm`, signals and errors in `leyden-process`.
 #![forbid(unsafe_code)]
 
 pub mod program;
@@ -15,6 +15,8 @@ pub use leyden_burn::{
     ModelCallback, ModuleLearner, Optimizers, Predict, StepCx, TrainerExt, burn, class_ids, cross_entropy,
     load_tensors, named_tensors, predicted_classes,
 };
+#[cfg(target_os = "linux")]
+pub use leyden_comm as comm;
 pub use leyden_data as data;
 pub use leyden_data::{Collate, DataLoader, Dataset, Loader};
 pub use leyden_macros::main;
@@ -87,3 +89,8 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/data-loading.md")]
 struct DataLoading;
+
+/// And that of the guide to ranks.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/ranks.md")]
+struct Ranks;

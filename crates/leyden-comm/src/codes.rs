@@ -38,6 +38,14 @@ pub const LAUNCH_IN_WORKER: Code = Code::new("D0203", exit::CONFIGURATION);
 pub const LAUNCH_START: Code = Code::new("D0204", exit::WORKER_DIED);
 /// There is no place for what the ranks print.
 pub const LAUNCH_LOGS: Code = Code::new("D0205", exit::CONFIGURATION);
+/// Ranks on several hosts cannot be joined yet.
+pub const EXTERNAL_HOSTS: Code = Code::new("D0216", exit::CONFIGURATION);
+/// Not all ranks have come that a launcher is to have started.
+pub const EXTERNAL_MISSING: Code = Code::new("D0217", exit::TRAINING_FAILED);
+/// Rank 0 refuses a rank: another build, another number of ranks, a rank that another process has.
+pub const EXTERNAL_REFUSED: Code = Code::new("D0218", exit::CONFIGURATION);
+/// The socket at which ranks of a launcher meet cannot be had.
+pub const EXTERNAL_SOCKET: Code = Code::new("D0219", exit::CONFIGURATION);
 /// A launcher's variable is not a number.
 pub const NOT_A_NUMBER: Code = Code::new("D0301", exit::CONFIGURATION);
 /// A launcher's variable is set, and its counterpart is not.
@@ -101,6 +109,10 @@ mod tests {
             LAUNCH_IN_WORKER,
             LAUNCH_START,
             LAUNCH_LOGS,
+            EXTERNAL_HOSTS,
+            EXTERNAL_MISSING,
+            EXTERNAL_REFUSED,
+            EXTERNAL_SOCKET,
             NOT_A_NUMBER,
             HALF_SET,
             RANK_RANGE,

@@ -1,6 +1,7 @@
 //! Starting ranks: the program itself, several times ([`world`]); processes that run one function ([`spawn`]); threads of
 //! this process ([`threads()`]).
 
+mod external;
 mod logs;
 mod program;
 mod supervisor;
@@ -15,10 +16,20 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::codes::{DIED, OBJECT, RANK_PANICKED};
+use crate::environment::Environment;
 use crate::rank::Rank;
 use crate::world::World;
 
 pub use program::{LaunchOptions, WorldHandle, world, world_with};
+
+/// Takes this process's place in the world of the launcher that has started it (torchrun, srun, mpirun, or whoever sets
+/// `RANK` and `WORLD_SIZE`), however large that is; without a launcher, in a world of one. See [`world`].
+///
+/// # Errors
+/// Those of [`world`] and [`WorldHandle::join`].
+pub fn join() -> Result<Rank> {
+    world(Environment::detect()?.world_size())?.join()
+}
 
 /// Runs `f` on `n` ranks, each a thread of this process, and gives what each returns, in their order. For tests: with the
 /// same arithmetic and the same errors as ranks that are processes, except that a thread cannot be killed.

@@ -15,7 +15,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use leyden_data::{DataLoader, DataLoaderBuilder, Result};
+use leyden_data::{BadSample, DataLoader, DataLoaderBuilder, Result};
 use leyden_process::bail;
 use leyden_process::signal::Listener;
 
@@ -38,6 +38,8 @@ fn main() -> Result<()> {
         ("epoch", []) => epoch(kind, dataset),
         ("epochs", [count]) => epochs(kind, dataset, count.parse()?),
         ("signals", []) => signals(kind, dataset),
+        ("copied", [what]) => copied(kind, dataset, what),
+        ("fatal", [policy]) => fatal(kind, dataset, policy),
         ("suspended", []) => suspended(kind, dataset),
         ("limited", [resource, most]) => limited(kind, dataset, resource, most.parse()?),
         ("short", []) => short_of_descriptors(kind, dataset),
@@ -165,6 +167,75 @@ fn signals(kind: Kind, dataset: Trouble) -> Result<()> {
         }
     }
     bail!("no signal came")
+}
+
+/// Is forked by its own code while it holds a batch; the copy uses what it has of the loader, or drops it.
+fn copied(kind: Kind, dataset: Trouble, what: &str) -> Result<()> {
+    let loader = loader(kind, &dataset).build()?;
+    let before = whole(&loader)?;
+    let mut epoch = loader.epoch(1);
+    let kept = epoch.next().expect("there are more")?;
+    // SAFETY: the copy has this thread alone, and does nothing that needs another one.
+    let copy = unsafe { libc::fork() };
+    if copy == 0 {
+        match what {
+            "drop" => {
+                drop((epoch, kept));
+                drop(loader);
+            }
+            _ => {
+                for error in
+                    [loader.epoch(0).next(), epoch.next()].into_iter().flatten().filter_map(Result::err)
+                {
+                    say(format_args!(
+                        "{} in another process: {}",
+                        error.code(),
+                        error.place("used in").is_some()
+                    ));
+                }
+            }
+        }
+        // SAFETY: it ends the copy at once.
+        unsafe { libc::_exit(0) };
+    }
+    let began = Instant::now();
+    // SAFETY: waitpid takes a number and writes to nothing.
+    while unsafe { libc::waitpid(copy, std::ptr::null_mut(), libc::WNOHANG) } == 0 {
+        if began.elapsed() > LONG / 2 {
+            // SAFETY: kill takes two numbers; the copy is not reaped yet.
+            unsafe { libc::kill(copy, libc::SIGKILL) };
+            bail!("the copy hangs");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let rest = epoch.map(|batch| batch.map(|batch| batch.samples)).sum::<Result<usize>>()?;
+    drop(kept);
+    for _ in 0..3 {
+        assert_eq!(whole(&loader)?, before);
+    }
+    say(format_args!("the parent is undisturbed: {rest}"));
+    Ok(())
+}
+
+/// Has a sample that kills whoever loads it.
+fn fatal(kind: Kind, dataset: Trouble, policy: &str) -> Result<()> {
+    let policy = if policy == "skip" { BadSample::Skip } else { BadSample::Raise };
+    let dataset = dataset.always(17, Act::Segv);
+    let loader = loader(kind, &dataset).shuffle(false).on_bad_sample(policy).build()?;
+    let mut samples = 0;
+    for batch in loader.epoch(0) {
+        match batch {
+            Ok(batch) => samples += batch.samples,
+            Err(error) => {
+                let place = |label| error.place(label).unwrap_or("-").to_owned();
+                let last = place("died last");
+                let last = last.split_once(": ").map_or("-", |(_, last)| last);
+                say(format_args!("{}: {}; {last}", error.code(), place("sample")));
+            }
+        }
+    }
+    say(format_args!("{samples} samples, {} skipped", loader.timings().skipped));
+    Ok(())
 }
 
 /// Is stopped as a whole, for longer than its limits allow.

@@ -139,6 +139,10 @@ where
     fn collate(&self, items: Vec<U>) -> Result<U::Batch> {
         U::collate(items)
     }
+
+    fn origin(&self) -> Option<String> {
+        self.dataset.origin()
+    }
 }
 
 /// See [`DatasetExt::map_batch`].
@@ -171,6 +175,10 @@ where
 
     fn collate(&self, items: Vec<D::Item>) -> Result<B> {
         (self.f)(self.dataset.collate(items)?)
+    }
+
+    fn origin(&self) -> Option<String> {
+        self.dataset.origin()
     }
 }
 
@@ -205,6 +213,10 @@ where
     fn collate(&self, items: Vec<D::Item>) -> Result<B> {
         (self.f)(items)
     }
+
+    fn origin(&self) -> Option<String> {
+        self.dataset.origin()
+    }
 }
 
 /// See [`DatasetExt::take`].
@@ -231,6 +243,10 @@ impl<D: Dataset> Dataset for Take<D> {
 
     fn collate(&self, items: Vec<D::Item>) -> Result<D::Batch> {
         self.dataset.collate(items)
+    }
+
+    fn origin(&self) -> Option<String> {
+        self.dataset.origin()
     }
 }
 

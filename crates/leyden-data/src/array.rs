@@ -9,6 +9,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use bytemuck::Pod;
+use bytemuck::allocation::try_zeroed_vec;
 use half::{bf16, f16};
 use leyden_process::memory::Region;
 use leyden_process::shared::Shared;
@@ -58,12 +59,12 @@ impl<T: Element> Array<T> {
     /// An array of zeros.
     ///
     /// # Errors
-    /// `L0501` if the shape has more elements than memory can address; in a worker process `P0204` or `P0205` if the
+    /// `L0501` if the shape has more elements than there is memory for; in a worker process `P0204` or `P0205` if the
     /// batch does not fit into shared memory.
     pub fn zeros(shape: &[usize]) -> Result<Self> {
         let len = elements(shape)?;
         let data = match place::claim(len * size_of::<T>())? {
-            None => Data::Heap(vec![T::default(); len]),
+            None => Data::Heap(try_zeroed_vec(len).map_err(|()| no_memory::<T>(shape, len))?),
             Some(mut part) => {
                 part.region.fill(0);
                 Data::Writing(part)
@@ -103,7 +104,8 @@ impl<T: Element> Array<T> {
         };
         let data = match place::claim(len * size_of::<T>())? {
             None => {
-                let mut data = Vec::with_capacity(len);
+                let mut data = Vec::new();
+                data.try_reserve_exact(len).map_err(|_| no_memory::<T>(&shape, len))?;
                 for (index, elements) in rows.enumerate() {
                     fits(index, elements)?;
                     data.extend_from_slice(elements);
@@ -347,6 +349,15 @@ fn elements(shape: &[usize]) -> Result<usize> {
     })
 }
 
+/// The error of an array for which the system has no memory.
+#[cold]
+fn no_memory<T: Element>(shape: &[usize], len: usize) -> Error {
+    Error::new(ARRAY_SHAPE, "there is not enough memory for an array")
+        .at("shape", format_args!("{shape:?} of {}", T::NAME))
+        .at("needed", format_args!("{} bytes", len * size_of::<T>()))
+        .hint("check the sizes that the shape was made of; if they are meant, make batches smaller, or use fewer workers")
+}
+
 macro_rules! elements {
     ($($type:ty: $name:literal),*) => {
         $(
@@ -364,4 +375,23 @@ elements!(u8: "u8", i8: "i8", u16: "u16", i16: "i16", u32: "u32", i32: "i32", u6
 mod sealed {
     /// Only these types cross between processes as they are.
     pub trait Sealed {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_for_which_there_is_no_memory_is_an_error_with_its_size() {
+        // More than a process has addresses for, and less than a `Vec` could count.
+        const HUGE: usize = 1 << 58;
+        let expected = "error[L0501]: there is not enough memory for an array\n  shape   [288230376151711744] of u8\n  \
+                        needed  288230376151711744 bytes\n  fix: check the sizes that the shape was made of; if they are \
+                        meant, make batches smaller, or use fewer workers";
+        assert_eq!(format!("{:?}", Array::<u8>::zeros(&[HUGE]).unwrap_err()), expected);
+        let row = [0_u8; 4];
+        let rows = (0..HUGE / 4).map(|_| &row[..]);
+        assert_eq!(Array::stack(&[4], rows).unwrap_err().what(), "there is not enough memory for an array");
+        assert_eq!(Array::<f64>::zeros(&[0, HUGE / 8]).unwrap().shape(), [0, HUGE / 8]);
+    }
 }

@@ -27,13 +27,13 @@ pub enum CombinedMode {
 /// [`map_batch`](crate::DatasetExt::map_batch) into an enum. It has no workers: each loader has its own.
 ///
 /// ```
-/// use leyden_data::{CombinedLoader, CombinedMode, DataLoader, Loader, VecDataset};
+/// use leyden_data::{CombinedLoader, CombinedMode, DataLoader, VecDataset};
 ///
 /// let loader = |items: Vec<i64>| DataLoader::builder(VecDataset::new(items)).batch_size(2).build();
 /// let few = loader(vec![1, 2])?;
 /// let many = loader(vec![10, 20, 30, 40])?;
 /// let both = CombinedLoader::new(CombinedMode::MaxSizeCycle).and(few).and(many);
-/// let second = both.epoch(0, 1).next().expect("there are two")?;
+/// let second = both.epoch(0).nth(1).expect("there are two")?;
 /// let parts: Vec<i64> = second.data.into_iter().flatten().flat_map(|part| part.into_vec()).collect();
 /// assert_eq!(parts, [1, 2, 30, 40]);
 /// # Ok::<(), leyden_data::Error>(())
@@ -54,6 +54,11 @@ impl<B: 'static> CombinedLoader<B> {
     pub fn and(mut self, loader: impl Loader<B> + 'static) -> Self {
         self.loaders.push(Box::new(loader));
         self
+    }
+
+    /// The batches of an epoch. For a part of it, see [`Loader::epoch`].
+    pub fn epoch(&self, epoch: u64) -> Box<dyn Iterator<Item = Result<Batch<Parts<B>>>> + '_> {
+        Loader::epoch(self, epoch, 0)
     }
 
     fn lengths(&self) -> impl Iterator<Item = usize> {
@@ -200,7 +205,7 @@ mod tests {
     }
 
     fn shape(mode: CombinedMode) -> Vec<[usize; 2]> {
-        let batches = combined(mode).epoch(0, 0).map(|batch| batch.unwrap().data).collect::<Vec<_>>();
+        let batches = combined(mode).epoch(0).map(|batch| batch.unwrap().data).collect::<Vec<_>>();
         batches.iter().map(|parts| [0, 1].map(|at| parts[at].as_ref().map_or(0, |part| part.len()))).collect()
     }
 
@@ -215,14 +220,14 @@ mod tests {
     #[test]
     fn a_cycle_visits_everything_in_each_pass_and_in_another_order() {
         let whole: Vec<_> =
-            combined(MAX_CYCLE).epoch(0, 0).map(|batch| batch.unwrap().data[0].clone().unwrap()).collect();
+            combined(MAX_CYCLE).epoch(0).map(|batch| batch.unwrap().data[0].clone().unwrap()).collect();
         let passes: Vec<Vec<i64>> =
             whole.chunks(2).map(|pass| pass.iter().flatten().copied().collect()).collect();
         let mut sorted = passes[0].clone();
         sorted.sort_unstable();
         assert_eq!(sorted, [0, 1, 2, 3]);
         let later: Vec<_> =
-            combined(MAX_CYCLE).epoch(1, 0).map(|batch| batch.unwrap().data[0].clone().unwrap()).collect();
+            combined(MAX_CYCLE).epoch(1).map(|batch| batch.unwrap().data[0].clone().unwrap()).collect();
         assert_ne!(whole, later);
     }
 
@@ -230,10 +235,10 @@ mod tests {
     fn an_epoch_goes_on_at_any_batch() {
         for mode in [CombinedMode::MinSize, CombinedMode::MaxSize, MAX_CYCLE, CombinedMode::Sequential] {
             let loader = combined(mode);
-            let whole: Vec<_> = loader.epoch(3, 0).map(Result::unwrap).collect();
+            let whole: Vec<_> = loader.epoch(3).map(Result::unwrap).collect();
             assert_eq!(whole.len(), loader.len());
             for from in 0..=whole.len() {
-                let rest: Vec<_> = loader.epoch(3, from).map(Result::unwrap).collect();
+                let rest: Vec<_> = Loader::epoch(&loader, 3, from).map(Result::unwrap).collect();
                 assert_eq!(rest, whole[from..], "{mode:?} from {from}");
             }
         }
@@ -242,7 +247,7 @@ mod tests {
     #[test]
     fn without_loaders_it_is_an_error() {
         let none = CombinedLoader::<Array<i64>>::new(CombinedMode::MinSize);
-        let error = none.epoch(0, 0).next().unwrap().unwrap_err();
+        let error = none.epoch(0).next().unwrap().unwrap_err();
         assert_eq!(error.code(), LOADER_ARGUMENT);
     }
 

@@ -81,6 +81,12 @@ pub trait Dataset: Send + Sync {
         let _ = worker;
         Ok(())
     }
+
+    /// What the samples were read from, for errors that concern all of them: the path of a file. A data set that changes
+    /// another one says what that says. The default is nothing.
+    fn origin(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Which worker this is (PyTorch: `get_worker_info`). It must not enter what samples look like: they belong to seed,
@@ -117,6 +123,10 @@ impl<D: Dataset> Dataset for Arc<D> {
 
     fn worker_init(&self, worker: &WorkerInfo) -> Result<()> {
         D::worker_init(self, worker)
+    }
+
+    fn origin(&self) -> Option<String> {
+        D::origin(self)
     }
 }
 
@@ -208,6 +218,10 @@ impl<D: Dataset> Dataset for Subset<D> {
 
     fn worker_init(&self, worker: &WorkerInfo) -> Result<()> {
         self.dataset.worker_init(worker)
+    }
+
+    fn origin(&self) -> Option<String> {
+        self.dataset.origin()
     }
 }
 

@@ -8,42 +8,65 @@ pub(crate) mod tar;
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use bytemuck::allocation::try_zeroed_vec;
 use leyden_process::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::codes::{FILE_CHANGED, FILE_UNREADABLE};
 
-/// A file that was indexed: its path, and its length then. It is opened anew in each process.
+/// A file that was indexed: its path, and its length and time of change then. It is opened anew in each process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Indexed {
     #[serde(with = "path_bytes")]
     path: PathBuf,
     pub(crate) length: u64,
+    written: Written,
 }
+
+/// When a file was last written: seconds since 1970, and nanoseconds.
+type Written = (i64, i64);
 
 impl Indexed {
     /// Opens a file that is to be indexed.
     pub(crate) fn open(path: &Path) -> Result<(Self, File)> {
-        let (file, length) = open(path)?;
-        Ok((Self { path: path.to_owned(), length }, file))
+        let (file, metadata) = open(path).map_err(|error| unreadable(path, &error))?;
+        Ok((Self { path: path.to_owned(), length: metadata.len(), written: written(&metadata) }, file))
     }
 
-    /// Opens the file again, if it is as long as it was.
+    /// Opens the file again, if it was not written since.
     pub(crate) fn reopen(&self) -> Result<File> {
-        let (file, length) = open(self.path())?;
-        if length == self.length {
-            return Ok(file);
+        let (file, metadata) = open(self.path()).map_err(|error| unreadable(&self.path, &error))?;
+        self.compare(&metadata)?;
+        Ok(file)
+    }
+
+    /// Whether an open file was written since it was indexed: asked after reading, as what was read may be of both.
+    ///
+    /// # Errors
+    /// `L0702` if it was.
+    pub(crate) fn unchanged(&self, file: &File) -> Result<()> {
+        let metadata = file.metadata().map_err(|error| unreadable(&self.path, &error))?;
+        self.compare(&metadata)
+    }
+
+    fn compare(&self, metadata: &Metadata) -> Result<()> {
+        let (length, written) = (metadata.len(), written(metadata));
+        if (length, written) == (self.length, self.written) {
+            return Ok(());
         }
+        let state = |length: u64, (seconds, nanoseconds): Written| {
+            format!("{length} bytes, written {seconds}.{nanoseconds:09} s after 1970")
+        };
         Err(Error::new(FILE_CHANGED, "a file has changed since it was indexed")
             .at("file", self.path().display())
-            .at("when opened", format_args!("{} bytes", self.length))
-            .at("now", format_args!("{length} bytes"))
+            .at("when opened", state(self.length, self.written))
+            .at("now", state(length, written))
             .hint("keep the data as it is during a run; open the data set again after changing it"))
     }
 
@@ -53,7 +76,20 @@ impl Indexed {
 
     /// Fills `room` from `offset` of the open file on.
     pub(crate) fn read_at(&self, file: &File, room: &mut [u8], offset: u64) -> Result<()> {
-        file.read_exact_at(room, offset).map_err(|error| unreadable(&self.path, &error).at("offset", offset))
+        file.read_exact_at(room, offset).map_err(|error| {
+            let unreadable = unreadable(&self.path, &error).at("offset", offset);
+            self.unchanged(file).err().unwrap_or(unreadable)
+        })
+    }
+
+    /// Memory for `length` bytes of the file.
+    pub(crate) fn room(&self, length: u64) -> Result<Vec<u8>> {
+        // Not more than the file had, whatever an index says.
+        let length = usize::try_from(length.min(self.length)).unwrap_or(usize::MAX);
+        try_zeroed_vec(length).map_err(|()| {
+            unreadable(&self.path, &io::ErrorKind::OutOfMemory.into())
+                .at("needed", format_args!("{length} bytes"))
+        })
     }
 }
 
@@ -74,25 +110,33 @@ impl Reader {
         &self.indexed
     }
 
-    /// Fills `room` from `offset` on.
+    /// Fills `room` from `offset` on. Whoever has read asks whether it is [`unchanged`](Self::unchanged).
     pub(crate) fn read_at(&self, room: &mut [u8], offset: u64) -> Result<()> {
-        let file = match self.file.get() {
-            Some(file) => file,
+        self.indexed.read_at(self.file()?, room, offset)
+    }
+
+    /// The bytes from `offset` on, as they were when the file was indexed.
+    pub(crate) fn bytes_at(&self, offset: u64, length: u64) -> Result<Vec<u8>> {
+        let mut bytes = self.indexed.room(length)?;
+        self.read_at(&mut bytes, offset)?;
+        self.unchanged()?;
+        Ok(bytes)
+    }
+
+    /// As [`Indexed::unchanged`].
+    pub(crate) fn unchanged(&self) -> Result<()> {
+        self.indexed.unchanged(self.file()?)
+    }
+
+    fn file(&self) -> Result<&File> {
+        match self.file.get() {
+            Some(file) => Ok(file),
             // Two threads may both open it; one of the two is closed.
             None => {
                 let file = self.indexed.reopen()?;
-                self.file.get_or_init(|| file)
+                Ok(self.file.get_or_init(|| file))
             }
-        };
-        self.indexed.read_at(file, room, offset)
-    }
-
-    /// The bytes from `offset` on.
-    pub(crate) fn bytes_at(&self, offset: u64, length: u64) -> Result<Vec<u8>> {
-        // Not more than the file had, whatever an index says.
-        let mut bytes = vec![0; length.min(self.indexed.length) as usize];
-        self.read_at(&mut bytes, offset)?;
-        Ok(bytes)
+        }
     }
 }
 
@@ -102,21 +146,41 @@ impl Clone for Reader {
     }
 }
 
-fn open(path: &Path) -> Result<(File, u64)> {
-    let of = |error: io::Error| unreadable(path, &error);
-    let file = File::open(path).map_err(of)?;
-    let metadata = file.metadata().map_err(of)?;
-    if metadata.is_dir() {
-        return Err(of(io::ErrorKind::IsADirectory.into()));
-    }
-    Ok((file, metadata.len()))
+/// Opens a regular file: a pipe may be waited for without end, and a device may have no end.
+pub(crate) fn open(path: &Path) -> io::Result<(File, Metadata)> {
+    let regular = |metadata: Metadata| match metadata.file_type() {
+        kind if kind.is_file() => Ok(metadata),
+        kind if kind.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is a pipe, a socket or a device, and only files can be read from any place",
+        )),
+    };
+    // First, as to open a pipe is to wait for its other end.
+    regular(fs::metadata(path)?)?;
+    let file = File::open(path)?;
+    let metadata = regular(file.metadata()?)?;
+    Ok((file, metadata))
+}
+
+fn written(metadata: &Metadata) -> Written {
+    (metadata.mtime(), metadata.mtime_nsec())
+}
+
+/// Writes a file in its place, at a time that is another one also on a coarse clock.
+#[cfg(test)]
+pub(crate) fn overwrite(path: &Path, bytes: &[u8]) {
+    fs::write(path, bytes).unwrap();
+    let file = File::options().write(true).open(path).unwrap();
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(1);
+    file.set_modified(later).unwrap();
 }
 
 /// Writes a file anew. To shorten one in place makes some file systems wait for the disk.
 #[cfg(test)]
 pub(crate) fn rewrite(path: &Path, bytes: &[u8]) {
-    std::fs::remove_file(path).unwrap();
-    std::fs::write(path, bytes).unwrap();
+    fs::remove_file(path).unwrap();
+    fs::write(path, bytes).unwrap();
 }
 
 /// Damaged copies of a file: cut anywhere, or with a few bytes changed. The same each time, for one `LEYDEN_SEED`.
@@ -146,6 +210,20 @@ pub(crate) fn unreadable(path: &Path, error: &io::Error) -> Error {
         .at("file", path.display())
         .because(error)
         .hint("check the path and its permissions")
+}
+
+/// Which program compressed a file that starts so, if one did.
+pub(crate) fn compressed_by(file: &File) -> io::Result<Option<&'static str>> {
+    let mut start = [0; 10];
+    file.read_at(&mut start, 0)?;
+    Ok(match start {
+        [0x1f, 0x8b, ..] => Some("gzip"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some("zstd"),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some("xz"),
+        // The digit is the level; the block's mark is there as three letters may well begin a table.
+        [b'B', b'Z', b'h', b'1'..=b'9', b'1', b'A', b'Y', b'&', b'S', b'Y'] => Some("bzip2"),
+        _ => None,
+    })
 }
 
 /// An error whose text is all of it, for serde.
@@ -191,5 +269,56 @@ pub(crate) mod path_bytes {
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
         Vec::<u8>::deserialize(deserializer).map(|bytes| OsStr::from_bytes(&bytes).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    #[test]
+    fn pipes_and_devices_are_refused_without_waiting_for_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe.jpg");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        for path in [pipe, PathBuf::from("/dev/zero")] {
+            let (done, opened) = mpsc::channel();
+            std::thread::spawn({
+                let path = path.clone();
+                move || done.send(Indexed::open(&path).map(|_| ()))
+            });
+            let error = opened.recv_timeout(Duration::from_secs(30)).expect("it does not wait").unwrap_err();
+            assert_eq!((error.code(), error.place("file")), (FILE_UNREADABLE, path.to_str()));
+            assert!(error.reasons()[0].starts_with("it is a pipe, a socket or a device"), "{error:?}");
+        }
+        assert_eq!(Indexed::open(dir.path()).unwrap_err().what(), "a folder cannot be read");
+    }
+
+    #[test]
+    fn a_file_of_the_same_length_that_was_written_again_is_another_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        fs::write(&path, "before").unwrap();
+        let reader = Reader::new(Indexed::open(&path).unwrap().0);
+        assert_eq!(reader.bytes_at(0, 6).unwrap(), b"before");
+        overwrite(&path, b"after!");
+        // The one has the file open, the other opens it.
+        for reader in [&reader, &reader.clone()] {
+            let error = reader.bytes_at(0, 6).unwrap_err();
+            assert_eq!(error.code(), FILE_CHANGED);
+            assert!(error.place("now") != error.place("when opened"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_into_memory_is_an_error() {
+        let indexed = Indexed { path: "huge".into(), length: 1 << 60, written: (0, 0) };
+        let error = indexed.room(1 << 61).unwrap_err();
+        assert_eq!(
+            (error.code(), error.place("needed")),
+            (FILE_UNREADABLE, Some("1152921504606846976 bytes"))
+        );
     }
 }

@@ -8,7 +8,6 @@
 //! A file is believed byte by byte: the header's promise is compared with what follows, to the last byte, and no
 //! memory is reserved for what is not there.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +21,7 @@ use crate::codes::{
     IDX_ELEMENT, IDX_GZIP, IDX_MAGIC, IDX_PAIR, IDX_SIZE, IDX_TRAILING, IDX_TRUNCATED, IDX_UNREADABLE,
 };
 use crate::dataset::{Dataset, SampleCx, out_of_range};
-use crate::files::{Report, path_bytes};
+use crate::files::{Report, open, path_bytes};
 
 /// The contents of an IDX file of unsigned bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,9 +41,8 @@ impl IdxArray {
         let path = path.as_ref();
         let name = path.display().to_string();
         let unreadable = |error: io::Error| unreadable(&name, &error);
-        let file = File::open(path).map_err(unreadable)?;
-        let size = file.metadata().map_err(unreadable)?.len();
-        parse(&name, BufReader::new(file), usize::try_from(size).unwrap_or(usize::MAX))
+        let (file, metadata) = open(path).map_err(unreadable)?;
+        parse(&name, BufReader::new(file), usize::try_from(metadata.len()).unwrap_or(usize::MAX))
     }
 
     /// Reads the bytes of a file, plain or gzip-compressed; `name` stands for the file in errors.
@@ -497,11 +495,13 @@ mod tests {
     #[test]
     fn names_a_missing_file_and_a_folder() {
         let dir = tempfile::tempdir().unwrap();
-        for path in [dir.path().join("absent"), dir.path().to_owned()] {
+        for (path, why) in
+            [(dir.path().join("absent"), "os error"), (dir.path().to_owned(), "is a directory")]
+        {
             let error = IdxArray::open(&path).unwrap_err();
             assert_eq!((error.code(), error.what()), (IDX_UNREADABLE, "an IDX file cannot be read"));
             assert_eq!(error.place("file"), Some(path.display().to_string().as_str()));
-            assert!(error.reasons()[0].contains("os error"), "{error:?}");
+            assert!(error.reasons()[0].contains(why), "{error:?}");
         }
     }
 

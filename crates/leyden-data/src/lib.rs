@@ -21,7 +21,9 @@
 //! batches it said, whatever they are: it never just ends.
 //!
 //! Readers of files believe nothing: what a header promises is compared with the file before memory is reserved for it,
-//! and a file that is damaged, cut short or changed during the run is an error that names it and the place.
+//! and a file that is damaged or cut short is an error that names it and the place. What is read by sample from an indexed file
+//! is compared with the file's length and time of change when it was opened: one that was written since is an error, as far
+//! as the file system's clock tells.
 //!
 //! There are no tensors here, and ranks are two numbers.
 

@@ -435,8 +435,9 @@ impl<D: Dataset> Epoch<'_, D> {
             None => {
                 self.unposted.next();
                 self.loader.told.busy.call_once(|| {
-                    say("leyden: the workers of a loader have no room for so many epochs at once: batches of the further ones are \
-                         made by whoever asks; finish or drop epochs that are not needed, or build a loader for each");
+                    say("leyden: the workers of a loader have no room for more batches: further ones are made by whoever asks. Finish or \
+                         drop epochs that are not needed, or build a loader for each; where a reply contradicted itself \
+                         (P0206), its room is lost");
                 });
                 let task = self.task(batch)?;
                 load(self.loader.dataset(), &task, &())

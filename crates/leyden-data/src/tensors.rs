@@ -46,11 +46,18 @@ impl<T: Tensors> TensorDataset<T> {
                 Ok(Self { data: Arc::new(tensors), samples })
             }
             _ => {
-                let error = Error::new(
-                    TENSOR_ROWS,
-                    "the arrays of a tensor data set differ in their first dimension",
-                )
-                .hint("give arrays whose first dimension counts the same samples");
+                let (what, hint) = if shapes.iter().any(|shape| shape.is_empty()) {
+                    (
+                        "an array of a tensor data set is a single number and has no rows",
+                        "give it a first dimension, which counts the samples, with `reshape`",
+                    )
+                } else {
+                    (
+                        "the arrays of a tensor data set differ in their first dimension",
+                        "give arrays whose first dimension counts the same samples",
+                    )
+                };
+                let error = Error::new(TENSOR_ROWS, what).hint(hint);
                 Err(shapes.iter().enumerate().fold(error, |error, (index, shape)| {
                     error.at(format!("array {index}"), format_args!("{shape:?}"))
                 }))
@@ -188,7 +195,9 @@ mod tests {
                         array 0  [3, 2]\n  array 1  [2]\n  \
                         fix: give arrays whose first dimension counts the same samples";
         assert_eq!(format!("{error:?}"), expected);
-        assert_eq!(TensorDataset::new(array(&[])).unwrap_err().code(), TENSOR_ROWS);
+        let expected = "error[L0514]: an array of a tensor data set is a single number and has no rows\n  array 0  []\n  \
+                        fix: give it a first dimension, which counts the samples, with `reshape`";
+        assert_eq!(format!("{:?}", TensorDataset::new(array(&[])).unwrap_err()), expected);
     }
 
     #[test]

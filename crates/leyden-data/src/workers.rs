@@ -55,7 +55,8 @@ impl Workers {
     /// `n` processes, forked from this one (PyTorch: `"fork"`): the data set need not be serialised, and is shared until
     /// somebody writes to it. Refused while the program has threads other than Leyden's, because their locks would stay
     /// locked for ever in the workers: before the first tensor is made, as a rule. A forked worker that dies is not
-    /// replaced; the others make its batches. On Linux only: `P0115` elsewhere.
+    /// replaced; the others make its batches, and the last one is kept for them: a sample at which a worker dies is not tried
+    /// again where one worker is left (of two, after one death; else after three). On Linux only: `P0115` elsewhere.
     pub fn fork(n: usize) -> ForkWorkers {
         ForkWorkers(Staff { from: Start::Fork, workers: n, threads_each: 1 })
     }

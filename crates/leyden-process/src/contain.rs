@@ -7,10 +7,11 @@
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::RefCell;
 use std::io::Write as _;
+use std::mem::ManuallyDrop;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 
-use crate::error::Error;
+use crate::error::{Error, LONGEST, bounded};
 
 /// What a contained panic said, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,15 +65,22 @@ pub fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
 
     CONTAINED.with_borrow_mut(|frames| frames.push(None));
     let result = panic::catch_unwind(AssertUnwindSafe(work));
-    let location = CONTAINED.with_borrow_mut(Vec::pop).flatten();
-    result.map_err(|payload| {
+    let result = result.map_err(|payload| {
+        let location = CONTAINED.with_borrow(|frames| frames.last().cloned().flatten());
         let text = payload
             .downcast_ref::<&str>()
-            .map(ToString::to_string)
-            .or_else(|| payload.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "a panic whose payload is no text".to_owned());
+            .copied()
+            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("a panic whose payload is no text");
+        let text = bounded(text, LONGEST).into_owned();
+        // A payload may panic when it is dropped, and what that panic carries, too: that one is never dropped.
+        if let Err(second) = panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            let _never = ManuallyDrop::new(second);
+        }
         Panic { text, location }
-    })
+    });
+    CONTAINED.with_borrow_mut(Vec::pop);
+    result
 }
 
 thread_local! {
@@ -102,6 +110,31 @@ mod tests {
         let panic = caught.unwrap_err();
         assert_eq!(panic.text, "got out");
         assert!(panic.location.unwrap().contains(&format!("contain.rs:{}:", line.get())));
+    }
+
+    #[test]
+    fn a_payload_that_panics_when_it_is_dropped_is_contained_too() {
+        struct Bomb(u32);
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                if self.0 > 0 {
+                    panic::panic_any(Bomb(self.0 - 1));
+                }
+            }
+        }
+        for depth in 1..4 {
+            let panic = contain(|| panic::panic_any(Bomb(depth))).unwrap_err();
+            assert_eq!(panic.text, "a panic whose payload is no text");
+            assert!(panic.location.unwrap().contains("contain.rs:"));
+        }
+        assert!(CONTAINED.with_borrow(Vec::is_empty));
+    }
+
+    #[test]
+    fn a_text_without_end_is_cut() {
+        let panic = contain(|| panic!("{}", "x".repeat(10 << 20))).unwrap_err();
+        assert!(panic.text.len() < LONGEST + 100, "{}", panic.text.len());
+        assert!(panic.text.ends_with("… (10485760 bytes)"));
     }
 
     #[test]

@@ -98,6 +98,11 @@ pub(crate) fn may_start(kind: Kind) -> Result<()> {
     })
 }
 
+/// What tells this build of the program from others: the linker's build id or, where there is none, which file it is.
+pub fn build_id() -> Vec<u8> {
+    image::build()
+}
+
 /// In a process that was forked to be a worker.
 #[cfg(not(leyden_portable))]
 pub(crate) fn note_worker() {

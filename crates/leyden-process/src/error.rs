@@ -5,6 +5,7 @@
 //! implement [`std::error::Error`], so that `?` turns any foreign error into one (as `anyhow` does, and for the
 //! same reason); [`Error::into_std`] gives a boxed standard error where one is needed.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::panic::Location;
@@ -60,7 +61,7 @@ impl Error {
     pub fn new(code: Code, what: impl Into<String>) -> Self {
         Self(Box::new(Inner {
             code,
-            what: what.into(),
+            what: cut(what.into(), LONGEST),
             places: Vec::new(),
             why: Vec::new(),
             hints: Vec::new(),
@@ -77,7 +78,7 @@ impl Error {
     /// Adds a place: `label` says what is located (`file`, `step`, `batch`), `value` where.
     #[must_use]
     pub fn at(mut self, label: impl Into<String>, value: impl fmt::Display) -> Self {
-        self.0.places.push((label.into(), value.to_string()));
+        self.0.places.push((label.into(), cut(value.to_string(), LONGEST_PLACE)));
         self
     }
 
@@ -101,14 +102,14 @@ impl Error {
     /// Adds a reason; several make a chain, outermost first.
     #[must_use]
     pub fn why(mut self, why: impl fmt::Display) -> Self {
-        self.0.why.push(why.to_string());
+        self.0.why.push(cut(why.to_string(), LONGEST));
         self
     }
 
     /// Adds a cure.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.0.hints.push(hint.into());
+        self.0.hints.push(cut(hint.into(), LONGEST));
         self
     }
 
@@ -117,7 +118,7 @@ impl Error {
     pub fn because(mut self, source: &(dyn std::error::Error + 'static)) -> Self {
         let mut next = Some(source);
         while let Some(error) = next {
-            let text = error.to_string();
+            let text = cut(error.to_string(), LONGEST);
             // Many error types repeat their source in their own text.
             if !self.0.why.iter().any(|known| known.contains(&text)) {
                 self.0.why.push(text);
@@ -212,7 +213,7 @@ where
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.what)
+        f.write_str(&printable(&self.0.what))
     }
 }
 
@@ -220,10 +221,10 @@ impl fmt::Display for Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { code, what, places, why, hints } = &*self.0;
-        write!(f, "error[{code}]: {what}")?;
+        write!(f, "error[{code}]: {}", printable(what))?;
         let width = places.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
         for (label, value) in places {
-            write!(f, "\n  {label:<width$}  {}", indent(value))?;
+            write!(f, "\n  {:<width$}  {}", printable(label), indent(value))?;
         }
         for (prefix, texts) in [("why", why), ("fix", hints)] {
             for text in texts {
@@ -242,9 +243,49 @@ macro_rules! bail {
     };
 }
 
+/// The longest text of an error, in bytes: whole pages, and what a message between processes can carry.
+pub(crate) const LONGEST: usize = 16 << 10;
+/// The longest place: the last lines of a process's stderr fit.
+const LONGEST_PLACE: usize = 48 << 10;
+
+/// A text, or its beginning and its length.
+pub(crate) fn bounded(text: &str, longest: usize) -> Cow<'_, str> {
+    if text.len() <= longest {
+        return text.into();
+    }
+    format!("{}… ({} bytes)", &text[..text.floor_char_boundary(longest)], text.len()).into()
+}
+
+/// The same of a text that need not be copied.
+fn cut(text: String, longest: usize) -> String {
+    if text.len() <= longest { text } else { bounded(&text, longest).into_owned() }
+}
+
+/// A text without what would command a terminal, or turn its other texts around; lines and tabs stay.
+fn printable(text: &str) -> Cow<'_, str> {
+    let commands = |character: char| {
+        let turns = matches!(
+            character,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        );
+        turns || (character.is_control() && character != '\n' && character != '\t')
+    };
+    if !text.contains(commands) {
+        return text.into();
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        match commands(character) {
+            true => escaped.extend(character.escape_default()),
+            false => escaped.push(character),
+        }
+    }
+    escaped.into()
+}
+
 /// Keeps the lines of a multi-line value under its label.
 fn indent(text: &str) -> String {
-    text.trim_end().replace('\n', "\n       ")
+    printable(text.trim_end()).replace('\n', "\n       ")
 }
 
 /// An error on its way to another process.
@@ -308,6 +349,17 @@ mod tests {
         let expected = "error[L0102]: an IDX file is truncated\n  file    train-images.gz\n  offset  16\n  \
                         why: the header promises 7840 bytes, 100 follow\n  fix: download the file again";
         assert_eq!(format!("{error:?}"), expected);
+    }
+
+    #[test]
+    fn texts_are_bounded_and_do_not_command_the_terminal() {
+        let error = Error::new(TORN, "é".repeat(1 << 20)).at("file", "a\u{1b}[2J\0\u{202e}b\tc\nd\u{9b}");
+        assert!(error.what().len() < LONGEST + 100);
+        assert!(error.what().ends_with("é… (2097152 bytes)"));
+        let shown = format!("{error:?}");
+        assert!(shown.ends_with("file  a\\u{1b}[2J\\u{0}\\u{202e}b\tc\n       d\\u{9b}"), "{shown:?}");
+        assert_eq!(Error::new(TORN, "a\rb").to_string(), "a\\rb");
+        assert_eq!(Error::from_wire(&error.to_wire()).unwrap().what(), error.what());
     }
 
     #[test]

@@ -67,6 +67,13 @@ impl<F> fmt::Debug for Function<F> {
 impl<F: Copy + Send + Sync + 'static> Serialize for Function<F> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let refuse = |error: Error| ser::Error::custom(attach::refuse(error));
+        if is_pointer::<F>() {
+            return Err(refuse(
+                refused::<F>()
+                    .why("a function pointer may point to any function of its shape, and to elsewhere in another process")
+                    .hint("pass the function itself, by its name, and not a variable of the type `fn(..)`"),
+            ));
+        }
         if size_of::<F>() > 0 {
             return Err(refuse(
                 refused::<F>()
@@ -110,6 +117,15 @@ impl<'de, F: Copy + Send + Sync + 'static> Deserialize<'de> for Function<F> {
             Ok(Self(unsafe { std::ptr::NonNull::<F>::dangling().read() }))
         })
     }
+}
+
+/// Whether the type is that of function pointers: their names begin like no other type's.
+fn is_pointer<F>() -> bool {
+    let name = type_name::<F>();
+    size_of::<F>() == size_of::<fn()>()
+        && ["fn(", "unsafe fn(", "extern ", "unsafe extern ", "for<"]
+            .iter()
+            .any(|start| name.starts_with(start))
 }
 
 const ELSEWHERE: &str =
@@ -223,6 +239,17 @@ mod tests {
         assert!(error.reasons()[0].ends_with("it captures 8 bytes"), "{error:?}");
         assert!(error.place("function").unwrap().contains("closure"), "{error:?}");
         assert!(error.hints()[0].contains("into the data set"), "{error:?}");
+    }
+
+    #[test]
+    fn a_function_pointer_is_called_one() {
+        let pointer = Function::new(double as fn(u32) -> u32);
+        let error = like(&pointer, cross(&pointer)).unwrap_err();
+        assert!(error.reasons()[0].starts_with("a function pointer"), "{error:?}");
+        assert!(error.hints()[0].contains("the function itself"), "{error:?}");
+        let borrowing = Function::new(str::len as for<'a> fn(&'a str) -> usize);
+        let error = like(&borrowing, cross(&borrowing)).unwrap_err();
+        assert!(error.reasons()[0].starts_with("a function pointer"), "{error:?}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::codes::{DIED, GUARDED};
 use crate::control::Control;
 use crate::entry::{self, Kind};
 use crate::error::{Error, Result};
+use crate::signal::Signal;
 use crate::spawn::{self, Child, SpawnOptions};
 use crate::supervise::{Process, Status};
 use crate::{exit, sys, worker};
@@ -103,6 +104,11 @@ impl Guarded {
             }
         };
         Ok(Some(ExitStatus::from_raw(raw)))
+    }
+
+    /// Passes a signal on to the program and its group.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process().signal_group(signal.number());
     }
 
     /// Kills the program and its group; [`wait`](Self::wait) for its end afterwards.

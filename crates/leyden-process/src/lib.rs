@@ -21,6 +21,7 @@ pub mod codes;
 pub mod contain;
 #[cfg(not(leyden_portable))]
 mod control;
+pub mod copies;
 pub mod entry;
 pub mod error;
 pub mod exit;

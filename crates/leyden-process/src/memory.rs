@@ -44,6 +44,13 @@ impl Memory {
         Ok(Self { map: Map::new(fd.as_fd(), bytes, Access::Write)?, fd })
     }
 
+    /// Keeps it from processes that are forked from this one: they are ended by SIGSEGV where they touch it.
+    pub(crate) fn keep_from_copies(&self) {
+        // SAFETY: the range is the mapping; forked processes have no references to it but copies of ours, which are of no
+        // use to them. A kernel that refuses leaves it shared.
+        unsafe { libc::madvise(self.map.base.as_ptr().cast(), self.map.bytes, libc::MADV_DONTFORK) };
+    }
+
     /// The size in bytes.
     pub fn bytes(&self) -> usize {
         self.map.bytes

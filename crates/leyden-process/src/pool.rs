@@ -8,7 +8,7 @@
 //!
 //! What a task is, only the caller knows: bytes in, bytes and regions out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver};
@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Lived;
 use crate::codes::{POOL_CLOSED, POOL_START, TASK_PANICKED, TASK_SILENT};
+use crate::copies::{self, Home};
 use crate::error::{Error, Result};
 use crate::slots::{Reply, SlotId, SlotView, Slots, SlotsConfig, SlotsWorker};
 use crate::spawn::{Child, Job, Parent, Received, SpawnOptions, Start, Starting};
@@ -29,11 +30,16 @@ use crate::tombstone::{self, State};
 use crate::{contain, futex, sys, threads};
 
 pub use crate::tasks::{Death, Describe, Outcome, POISON, PoolOptions, Work};
-use crate::tasks::{FUTILE, PAUSE, look_at, offer_to_the_memory_killer, one_at_a_time, say, unstaffed};
+use crate::tasks::{
+    FUTILE, LOADED, PAUSE, elsewhere, left_early, look_at, offer_to_the_memory_killer, one_at_a_time, say,
+    slow_start, starting, unstaffed,
+};
 
-/// Worker processes. Dropping it ends them, within 300 ms.
+/// Worker processes. Dropping it ends them, within 300 ms. In a process that was forked from the one that started them it
+/// does nothing: tasks are refused there, and dropping it ends nobody.
 pub struct Pool {
     shared: Arc<Shared>,
+    home: Home,
     /// Says when the supervisor has ended the workers.
     ended: Mutex<Receiver<()>>,
 }
@@ -103,14 +109,15 @@ impl Pool {
                 .because(&error)
                 .hint("use fewer workers, or raise the limit on threads (`ulimit -u`)")
         })?;
-        Ok(Self { shared, ended: Mutex::new(ended) })
+        Ok(Self { shared, home: Home::here(), ended: Mutex::new(ended) })
     }
 
     /// Posts a task; tasks are begun by their tickets, smallest first. False where no slot is free.
     ///
     /// # Errors
-    /// As [`Slots::post`].
+    /// As [`Slots::post`]; `P0303` in a forked process.
     pub fn post(&self, ticket: u64, request: Vec<u8>) -> Result<bool> {
+        elsewhere(self.home)?;
         let mut tasks = self.shared.tasks();
         let Some(slot) = self.shared.slots.post(ticket, &request)? else { return Ok(false) };
         let posted = Posted {
@@ -132,8 +139,10 @@ impl Pool {
     /// so often.
     ///
     /// # Errors
-    /// `P0302` if no worker is left and none can be started, with the last reason; `P0206` if a reply is garbled.
+    /// `P0302` if no worker is left and none can be started, with the last reason; `P0206` if a reply is garbled;
+    /// `P0303` in a forked process.
     pub fn take(&self, ticket: u64) -> Result<Outcome> {
+        elsewhere(self.home)?;
         loop {
             let kicks = self.shared.slots.kicks();
             let mut tasks = self.shared.tasks();
@@ -175,6 +184,9 @@ impl Pool {
 
     /// Nobody will take this task. A worker that is at it is still watched.
     pub fn withdraw(&self, ticket: u64) {
+        if !self.home.is_here() {
+            return;
+        }
         let mut tasks = self.shared.tasks();
         let Some(posted) = tasks.by_ticket.get_mut(&ticket) else { return };
         posted.unwanted = true;
@@ -187,6 +199,9 @@ impl Pool {
 
     /// Begins a new count of deaths that are made good, and tries again to start workers that could not be started.
     pub fn renew(&self) {
+        if !self.home.is_here() {
+            return;
+        }
         let mut tasks = self.shared.tasks();
         tasks.redone = 0;
         tasks.unstaffed = None;
@@ -213,6 +228,9 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
+        if !self.home.is_here() {
+            return;
+        }
         self.shared.ending.store(true, Ordering::Release);
         // Idle workers leave at once, without being told one by one.
         self.shared.slots.close();
@@ -244,6 +262,8 @@ struct Tasks {
     by_ticket: BTreeMap<u64, Posted>,
     /// Deaths made good.
     redone: usize,
+    /// The last workers that died, and of what.
+    deaths: VecDeque<String>,
     /// Why there are no workers any more.
     unstaffed: Option<Error>,
 }
@@ -261,10 +281,18 @@ struct Posted {
     /// Who is at it, and for how long.
     watched: Option<Watched>,
     /// The number of the dead worker that it is not redone after, where what it noted last is known and the cause is not yet.
-    fatal: Option<(usize, u64, u8)>,
+    fatal: Option<Fatal>,
     died: Option<Box<Death>>,
     /// Nobody will take it; it is here because a worker is at it.
     unwanted: bool,
+}
+
+/// A death after which a task is not redone.
+struct Fatal {
+    number: usize,
+    progress: u64,
+    phase: u8,
+    poison: bool,
 }
 
 struct Watched {
@@ -322,6 +350,8 @@ struct Member {
     /// Its number among the slots' workers.
     number: usize,
     child: Child,
+    /// It has read what it works with.
+    loaded: bool,
     ready: bool,
     /// For how long it has been starting.
     starting: Lived,
@@ -337,6 +367,8 @@ struct Member {
     starved: bool,
     /// Its tasks that were seen to.
     rescued: BTreeSet<u64>,
+    /// The first of them, in words.
+    at: Option<String>,
     /// Whether its death was counted.
     counted: bool,
     /// Whether it died at several tasks at once.
@@ -354,9 +386,20 @@ struct Idle {
 impl Member {
     /// Reads whether it has become ready.
     fn look(&mut self) {
-        while let Ok(Received::Message(_)) = self.child.recv(Duration::ZERO) {
-            self.ready = true;
+        while let Ok(Received::Message(message)) = self.child.recv(Duration::ZERO) {
+            self.note(&message);
         }
+    }
+
+    /// Takes note of how far its start is.
+    fn note(&mut self, message: &[u8]) {
+        self.loaded = true;
+        self.ready |= message != LOADED;
+    }
+
+    /// The error of its end before it was ready.
+    fn left(&self, ended: Ended) -> Error {
+        left_early(self.child.name(), self.loaded, ended)
     }
 
     /// Kills it, for the reason in these words.
@@ -404,6 +447,7 @@ impl Crew {
         spawn.fds = vec![self.shared.slots.fd()];
         spawn.start = options.from;
         spawn.hello_timeout = options.start.min(spawn.hello_timeout);
+        spawn.reading_timeout = options.start;
         match self.job.begin(&spawn) {
             Ok(starting) => Ok(Hiring { worker, number, starting }),
             Err(error) => {
@@ -434,6 +478,7 @@ impl Crew {
                     worker,
                     number,
                     child,
+                    loaded: false,
                     ready: false,
                     starting: Lived::default(),
                     idle: None,
@@ -442,6 +487,7 @@ impl Crew {
                     lost: false,
                     starved: false,
                     rescued: BTreeSet::new(),
+                    at: None,
                     counted: false,
                     torn: false,
                     last: false,
@@ -462,16 +508,16 @@ impl Crew {
         while self.working.iter().any(|member| !member.ready) {
             for member in self.working.iter_mut().filter(|member| !member.ready) {
                 match member.child.recv(Duration::ZERO)? {
-                    Received::Message(_) => member.ready = true,
+                    Received::Message(message) => member.note(&message),
                     Received::TimedOut if clock.tick() >= limit => return Err(unready(member, limit)),
                     Received::TimedOut => {}
                     Received::Closed => {
                         let name = member.child.name().to_owned();
-                        if let Some(ended) = member.child.ended(DROP) {
-                            ended.into_result(&name)?;
-                        }
-                        return Err(Error::new(POOL_START, "a worker process left before it was ready")
-                            .at("process", name));
+                        return Err(match member.child.ended(DROP) {
+                            Some(ended) => member.left(ended),
+                            None => Error::new(POOL_START, "a worker process left before it was ready")
+                                .at("process", name),
+                        });
                     }
                 }
             }
@@ -527,7 +573,7 @@ impl Crew {
                 member.child.pid()
             ));
             let ended = Ended { cause: Cause::Unknown, stderr: member.child.stderr(), error: None };
-            self.shared.rescue(&mut member);
+            self.shared.rescue(&mut member, self.working.len());
             self.shared.tell(&member, &ended);
             self.dying.push(member);
         }
@@ -551,7 +597,7 @@ impl Crew {
                 let limit = self.shared.options.start;
                 let failure = match member.stuck {
                     Some(_) => Some(unready(&member, limit)),
-                    None => ended.clone().into_result(member.child.name()).err(),
+                    None => Some(member.left(ended.clone())),
                 };
                 self.note_failure(failure);
             }
@@ -561,7 +607,7 @@ impl Crew {
 
     /// Gives the tasks of a dead worker to others, and heeds what its death says about those to come.
     fn rescue(&mut self, member: &mut Member) {
-        self.shared.rescue(member);
+        self.shared.rescue(member, self.working.len());
         if member.torn && !self.cautious {
             self.cautious = true;
             say(&one_at_a_time(member.child.name()));
@@ -599,8 +645,8 @@ impl Crew {
         }
         let hopeless = self.futile >= FUTILE || self.spare.is_empty();
         if self.working.is_empty() && self.dying.iter().all(|member| member.lost) && hopeless {
-            let error = unstaffed(self.failure.as_ref());
             let mut tasks = self.shared.tasks();
+            let error = unstaffed(self.failure.as_ref(), &mut tasks.deaths.iter());
             // Somebody wants to try again, and has taken back what is said here.
             let outdated = self.shared.renewed.load(Ordering::Acquire);
             if !outdated && tasks.unstaffed.replace(error).is_none() {
@@ -741,7 +787,8 @@ impl Crew {
 
 impl Shared {
     /// Gives the tasks of a dead worker to others, as far as they may be redone.
-    fn rescue(&self, member: &mut Member) {
+    fn rescue(&self, member: &mut Member, survivors: usize) {
+        let most = self.poison(survivors);
         let mut tasks = self.tasks();
         let Tasks { by_ticket, redone, .. } = &mut *tasks;
         let orphans = self.slots.orphans(member.number);
@@ -764,13 +811,19 @@ impl Shared {
             if posted.place != place {
                 (posted.deaths, posted.alone, posted.place) = (0, 0, place);
             }
+            member.at.get_or_insert_with(|| {
+                (self.options.describe)(&posted.request, orphan.phase, orphan.progress)
+            });
             posted.deaths += 1;
             posted.alone += usize::from(!member.torn);
             posted.watched = None;
             // One death is one death, however many tasks the worker had.
             let redone_for_it = redone.saturating_sub(open);
-            if posted.alone >= POISON || (!member.counted && redone_for_it >= self.options.redo) {
-                posted.fatal = Some((member.number, orphan.progress, orphan.phase));
+            let poison = posted.alone >= most;
+            let fatal =
+                Some(Fatal { number: member.number, progress: orphan.progress, phase: orphan.phase, poison });
+            if poison || (!member.counted && redone_for_it >= self.options.redo) {
+                posted.fatal = fatal;
                 self.slots.withdraw(orphan.slot, orphan.ticket);
                 continue;
             }
@@ -785,7 +838,7 @@ impl Shared {
                 }
                 // Nobody knows when that will be.
                 _ if member.lost => {
-                    posted.fatal = Some((member.number, orphan.progress, orphan.phase));
+                    posted.fatal = fatal;
                     self.slots.withdraw(orphan.slot, orphan.ticket);
                 }
                 _ => {}
@@ -795,15 +848,25 @@ impl Shared {
         self.slots.kick();
     }
 
+    /// Deaths after which a task is not tried again. A forked worker is not replaced, so the last one is kept for the other
+    /// tasks.
+    fn poison(&self, survivors: usize) -> usize {
+        if self.options.from == Start::Fork { survivors.clamp(1, POISON) } else { POISON }
+    }
+
     /// Tells how a worker died to whoever waits for a task that is not redone.
     fn tell(&self, member: &Member, ended: &Ended) {
         let mut tasks = self.tasks();
+        let at = member.at.as_ref().map_or(String::new(), |at| format!(" in {at}"));
+        let pid = member.child.pid();
+        tasks.deaths.push_back(format!("worker {}, pid {pid}: {}{at}", member.worker, ended.cause));
+        if tasks.deaths.len() > FUTILE {
+            tasks.deaths.pop_front();
+        }
         let redone = tasks.redone;
         for posted in tasks.by_ticket.values_mut() {
-            let Some((_, progress, phase)) = posted.fatal.take_if(|(number, ..)| *number == member.number)
-            else {
-                continue;
-            };
+            let fatal = posted.fatal.take_if(|fatal| fatal.number == member.number);
+            let Some(Fatal { progress, phase, poison, .. }) = fatal else { continue };
             posted.died = Some(Box::new(Death {
                 worker: member.worker,
                 pid: member.child.pid(),
@@ -812,7 +875,7 @@ impl Shared {
                 progress,
                 phase,
                 deaths: posted.deaths,
-                poison: posted.alone >= POISON,
+                poison,
                 redone,
             }));
         }
@@ -832,6 +895,7 @@ impl Shared {
 
 /// A worker's life.
 fn serve<W: Work>(work: &W, mut parent: Parent) -> Result<()> {
+    parent.send(LOADED)?;
     let Received::Message(message) = parent.recv(ASSIGNED)? else { return Ok(()) };
     let Assignment { worker, workers, number, threads } = postcard::from_bytes(&message)?;
     let Some(fd) = parent.fds().pop() else { return Ok(()) };
@@ -839,6 +903,7 @@ fn serve<W: Work>(work: &W, mut parent: Parent) -> Result<()> {
     let slots = SlotsWorker::open(fd, number)?;
     slots.hold_tombstone()?;
     work.start(worker, workers)?;
+    copies::end_if_copied(|| "the start of a worker");
     parent.send(b"ready")?;
     thread::scope(|scope| {
         for thread in 1..threads {
@@ -872,8 +937,9 @@ fn do_tasks<W: Work>(work: &W, slots: &SlotsWorker) {
 fn unready(member: &Member, limit: Duration) -> Error {
     let error = Error::new(POOL_START, "a worker process did not get ready in time")
         .at("worker", format_args!("{}, pid {}", member.worker, member.child.pid()))
-        .at("limit", format_args!("{limit:?}"));
-    error.at("it is", member.stuck.clone().unwrap_or_else(|| look_at(member.child.pid())))
+        .at("limit", format_args!("{limit:?}"))
+        .at("in", starting(member.loaded));
+    slow_start(error.at("it is", member.stuck.clone().unwrap_or_else(|| look_at(member.child.pid()))))
 }
 
 /// How often whoever waits for a task looks whether there is still somebody to wait for.

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::copies::Home;
 use crate::memory::{Region, available_bytes};
 use crate::protocol::{self, Sleep, State, TICKETS, Word};
 use crate::{Error, Result, codes, futex};
@@ -52,7 +53,8 @@ impl Default for SlotsConfig {
     }
 }
 
-/// The parent's side. Dropping it closes the slots; loans live on.
+/// The parent's side. Dropping it closes the slots; loans live on. In a process that was forked from the parent,
+/// dropping either does nothing.
 pub struct Slots(Arc<Inner>);
 
 /// A slot of its [`Slots`].
@@ -153,6 +155,7 @@ impl Slots {
         let slots = 0..layout.slots as u32;
         Ok(Self(Arc::new(Inner {
             shared: Shared::create(layout)?,
+            home: Home::here(),
             kicks: AtomicU32::new(0),
             loaned: AtomicUsize::new(0),
             book: Mutex::new(Book {
@@ -393,7 +396,9 @@ impl Slots {
 
 impl Drop for Slots {
     fn drop(&mut self) {
-        self.close();
+        if self.0.home.is_here() {
+            self.close();
+        }
     }
 }
 
@@ -462,6 +467,10 @@ impl fmt::Debug for Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
+        // A copy of the parent has a copy of the book, and the slot itself.
+        if !self.inner.home.is_here() {
+            return;
+        }
         let mut book = self.inner.book();
         book.owners[self.slot] = Owner::Abandoned(self.ticket);
         book.sweep(&self.inner.shared);
@@ -471,6 +480,7 @@ impl Drop for Lent {
 
 struct Inner {
     shared: Shared,
+    home: Home,
     kicks: AtomicU32,
     loaned: AtomicUsize,
     book: Mutex<Book>,
@@ -989,7 +999,8 @@ mod tests {
         let error = task.writer().alloc(2 << 20).unwrap_err();
         assert_eq!(error.code(), codes::SLOT_FULL);
         assert_eq!(error.place("needed"), Some("2097152 bytes"));
-        assert_eq!(error.place("slot"), Some("1048576 bytes"));
+        assert_eq!(error.place("reserved"), Some("1048576 bytes"));
+        assert!(error.hints()[0].contains(".max_batch_bytes("), "{error:?}");
         assert!(task.writer().alloc(usize::MAX).is_err());
         task.writer().alloc(1 << 20).unwrap();
         let (error, _) = task.complete(b"no room").unwrap_err();
@@ -1070,6 +1081,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_at_once() {
         let refused = |config| Slots::new(config).unwrap_err().code();
+        assert_eq!(Slots::new(config(0, 1)).unwrap_err().hints().len(), 1);
         assert_eq!(refused(config(0, 1)), codes::SLOTS_CONFIG);
         assert_eq!(refused(config(1, 0)), codes::SLOTS_CONFIG);
         assert_eq!(refused(config(5000, 1)), codes::SLOTS_CONFIG);

@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 
 use crate::codes::{ARGUMENT, CONTROL, NO_HELLO, OTHER_BUILD, START};
 use crate::control::{Control, Got, Tag};
+use crate::copies::Home;
 use crate::entry::{self, Kind};
 use crate::error::{Error, Result};
 #[cfg(leyden_portable)]
@@ -117,7 +118,8 @@ impl Job {
     ///
     /// `P0101` to `P0103` where no process can be started: see [`preflight`](entry::preflight). `P0106` if the system
     /// refuses, with its limits; `P0107` if the process does not report in time; `P0108` if it is of another build;
-    /// `P0114` if it may not be forked. With [`Start::Zygote`] also what reading the argument gives.
+    /// `P0114` if it may not be forked. With [`Start::Zygote`] also what reading the argument gives, and `P0301` if that
+    /// takes too long.
     pub fn spawn(&self, options: &SpawnOptions<'_>) -> Result<Child> {
         self.begin(options)?.wait()
     }
@@ -160,8 +162,8 @@ pub enum Start {
     #[default]
     Exec,
     /// A fork of a process that was started again and has read the argument: Python's `forkserver`. Cheaper where the
-    /// argument is large; the zygote's memory comes on top. The first start waits, up to 10 minutes, until it has read
-    /// the argument.
+    /// argument is large; the zygote's memory comes on top. The first start waits until it has read
+    /// the argument, at most for [`SpawnOptions::reading_timeout`].
     Zygote,
     /// A fork of this process: Python's `fork`. Refused while there are other threads, whose locks would stay locked for
     /// ever in the child. A lock that the calling thread holds stays locked there too (stdout's, for one). Descriptors
@@ -181,6 +183,8 @@ pub struct SpawnOptions<'a> {
     /// How long to wait for the process's first word. It comes after about a millisecond; 10 s by default, because a
     /// machine may be busy and constructors of the program slow.
     pub hello_timeout: Duration,
+    /// How long a new zygote may take to read the argument; 10 minutes by default. That takes about a second for each GB.
+    pub reading_timeout: Duration,
     /// Whether its lines on stderr appear on ours, with the name in front; on by default. Its last lines are kept in
     /// any case, except of one that [survives](Self::survives).
     pub forward_stderr: bool,
@@ -208,6 +212,7 @@ impl Default for SpawnOptions<'_> {
             fds: Vec::new(),
             start: Start::default(),
             hello_timeout: Duration::from_secs(10),
+            reading_timeout: Duration::from_secs(600),
             forward_stderr: true,
             stdout: None,
             survives: None,
@@ -218,9 +223,11 @@ impl Default for SpawnOptions<'_> {
 /// A process that runs a [`Job`].
 ///
 /// Dropping it kills the process and its group, and returns within 300 ms: one that the kernel takes longer to bury is
-/// left to a thread of Leyden's. [`stop`](Self::stop) lets it end by itself.
+/// left to a thread of Leyden's. [`stop`](Self::stop) lets it end by itself. In a process that was forked from this one,
+/// dropping it does nothing.
 pub struct Child {
     name: String,
+    home: Home,
     /// `None` only while it is dropped.
     process: Option<Process>,
     pub(crate) control: Control,
@@ -240,6 +247,7 @@ impl Child {
     fn new(name: &str, process: Process, control: Control, tail: Arc<Tail>) -> Self {
         Self {
             name: name.to_owned(),
+            home: Home::here(),
             process: Some(process),
             control,
             tail,
@@ -490,6 +498,10 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
+        // A copy of this process is nobody's parent, and its janitor is missing.
+        if !self.home.is_here() {
+            return;
+        }
         if let Some(process) = self.process.take() {
             end(process);
         }
@@ -516,6 +528,23 @@ pub(crate) fn end(mut process: Process) {
     }
 }
 
+/// The error of an argument whose `Serialize` panicked.
+pub(crate) fn panicked<A>() -> Error {
+    Error::new(ARGUMENT, "the argument of a job cannot be serialised: its `Serialize` panicked")
+        .at("type", type_name::<A>())
+}
+
+/// Says so where a type has refused in its own words: the format has no room for them.
+pub(crate) fn own_words_lost(error: &postcard::Error, told: Error) -> Error {
+    match error {
+        postcard::Error::SerdeSerCustom | postcard::Error::SerdeDeCustom => told
+            .why("the type's own `Serialize` or `Deserialize` refused; the words of its error do not cross")
+            .hint("let the type be read, and find what is wrong where errors are told in full: of a data set in `worker_init` \
+                   or `get`"),
+        _ => told,
+    }
+}
+
 /// What a child calls first: reads the argument.
 fn read<F, A>(argument: &[u8], attached: Vec<OwnedFd>) -> Result<Work>
 where
@@ -528,9 +557,12 @@ where
     })?
     .map_err(|error| match attach::refusal() {
         Some(refusal) => refusal.at("type", type_name::<A>()),
-        None => Error::new(ARGUMENT, "the argument of a job cannot be deserialised")
-            .at("type", type_name::<A>())
-            .because(&error),
+        None => own_words_lost(
+            &error,
+            Error::new(ARGUMENT, "the argument of a job cannot be deserialised")
+                .at("type", type_name::<A>())
+                .because(&error),
+        ),
     })?;
     let function = value_of(PhantomData::<F>);
     Ok(Box::new(move |parent| function(value, parent)))
@@ -665,11 +697,19 @@ pub(crate) fn start_failed(name: &str, error: &io::Error) -> Error {
             failed.hint("use fewer workers, or raise the limit")
         }
         Some(libc::EMFILE | libc::ENFILE) => failed
-            .at("open descriptors", fs::read_dir("/proc/self/fd").map_or(0, Iterator::count))
+            .at("open descriptors", open_descriptors())
             .at("their limit (`ulimit -n`)", limit(Resource::Descriptors))
             .hint("use fewer workers, close files, or raise the limit"),
         _ => failed,
     }
+}
+
+/// Counted one by one: no descriptor is left to read their list with.
+fn open_descriptors() -> usize {
+    const MOST: u64 = 1 << 16;
+    let limit = sys::limit(Resource::Descriptors).unwrap_or(MOST).min(MOST);
+    // SAFETY: fcntl with F_GETFD takes numbers, and changes nothing.
+    (0..limit as i32).filter(|&fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } != -1).count()
 }
 
 fn threads_of_this_user() -> u64 {

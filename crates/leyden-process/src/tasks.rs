@@ -4,11 +4,13 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::codes::POOL_UNSTAFFED;
+use crate::codes::{DIED, POOL_CLOSED, POOL_START, POOL_UNSTAFFED};
+use crate::copies::Home;
 use crate::error::{Error, Result};
 use crate::slots::{Loan, Task};
 use crate::spawn::Start;
 use crate::supervise::{Ended, Evidence, evidence};
+use crate::worker::READING;
 
 /// What the workers of a pool do.
 pub trait Work: Send + Sync + 'static {
@@ -94,7 +96,8 @@ pub struct Death {
 }
 
 /// A task that has killed this many workers in a row, in one and the same place of it and with no other task beside it, is
-/// not tried again.
+/// not tried again. Forked workers are not replaced: there it is fewer where fewer would be left, so that the other tasks
+/// have somebody.
 pub const POISON: usize = 3;
 
 /// After so many attempts in a row to start a worker, no further one is made.
@@ -103,12 +106,53 @@ pub(crate) const FUTILE: usize = 3;
 pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 
 /// The error of tasks that nobody will do, with the reason why the last worker could not be started.
-pub(crate) fn unstaffed(failure: Option<&Error>) -> Error {
+pub(crate) fn unstaffed(failure: Option<&Error>, deaths: &mut dyn Iterator<Item = &String>) -> Error {
     let error = Error::new(POOL_UNSTAFFED, "no worker process is left, and none can be started");
+    let deaths = deaths.map(String::as_str).collect::<Vec<_>>().join("\n");
+    let error = if deaths.is_empty() { error } else { error.at("died last", deaths) };
     let Some(cause) = failure else { return error };
     let error = error.why(format_args!("error[{}]: {cause}", cause.code()));
     let error = cause.reasons().iter().fold(error, Error::why);
     cause.places().fold(error, |error, (label, place)| error.at(label, place))
+}
+
+/// What a worker sends first: it has read what it works with.
+pub(crate) const LOADED: &[u8] = b"loaded";
+
+/// Which code a worker that is not ready runs.
+pub(crate) fn starting(loaded: bool) -> &'static str {
+    if loaded { "the start of its work (of a loader: `worker_init`)" } else { READING }
+}
+
+/// Adds what to do to the error of a worker that takes too long to start.
+pub(crate) fn slow_start(error: Error) -> Error {
+    error.hint(
+        "do what takes long once, before the workers are started, or give them more time (of a loader: \
+         `.start_timeout(..)`)",
+    )
+}
+
+/// The error of a worker that ended before it was ready.
+pub(crate) fn left_early(name: &str, loaded: bool, ended: Ended) -> Error {
+    match ended.into_result(name) {
+        Ok(()) => Error::new(POOL_START, "a worker process left before it was ready").at("process", name),
+        // It has not said itself what went wrong.
+        Err(error) if error.code() == DIED => error
+            .at("in", starting(loaded))
+            .hint("run that code in the program itself, with `Workers::inline()` for a loader, to see what ends the process"),
+        Err(error) => error,
+    }
+}
+
+/// Refuses what a copy of a pool is asked in a forked process.
+pub(crate) fn elsewhere(home: Home) -> Result<()> {
+    match home.is_here() {
+        true => Ok(()),
+        false => Err(home.explain(Error::new(
+            POOL_CLOSED,
+            "workers were asked for something in a process that did not start them",
+        ))),
+    }
 }
 
 /// What is said when a worker died at several tasks at once.

@@ -20,7 +20,7 @@ use crate::contain::{Panic, contain};
 use crate::control::{Control, Got, LARGEST_MESSAGE, Tag};
 use crate::error::{Error, Result};
 use crate::sys::Wake;
-use crate::{exit, image, sys};
+use crate::{copies, exit, image, sys};
 
 #[cfg(not(leyden_portable))]
 mod linux;
@@ -212,6 +212,7 @@ pub(crate) fn end_the_group() -> ! {
 /// What a process with the role of a worker does instead of `main`.
 pub(crate) fn run(control: Control) -> ! {
     settle_signals();
+    copies::watch();
     let control = Arc::new(control);
     if let Err(error) = hello(&control).and_then(|()| begin(&control, None)) {
         leave(&control, Err(error));
@@ -247,7 +248,11 @@ fn begin(control: &Arc<Control>, timer: Option<Arc<Wake>>) -> Result<Option<Dura
     let survives = assignment.survives;
     let mut parent = Parent::new(control, &assignment.name, std::mem::take(&mut assignment.handed));
     parent.timer = timer;
-    start_thread(&assignment.name.clone(), Arc::clone(control), move || assignment.load()?(parent))?;
+    start_thread(&assignment.name.clone(), Arc::clone(control), move || {
+        let work = contain(|| assignment.load()).unwrap_or_else(|panic| Err(unreadable(panic)))?;
+        copies::end_if_copied(|| "the `Deserialize` of a job's argument");
+        work(parent)
+    })?;
     Ok(survives)
 }
 
@@ -279,6 +284,7 @@ fn start_thread(
 
 /// Says goodbye, with the error if there is one, and ends the process.
 pub(crate) fn leave(control: &Control, result: Result<()>) -> ! {
+    copies::end_if_copied(|| "the function of a job");
     let _ = io::stdout().flush();
     let _ = io::stderr().flush();
     let (body, code) = match result {
@@ -290,7 +296,14 @@ pub(crate) fn leave(control: &Control, result: Result<()>) -> ! {
     sys::exit_now(code)
 }
 
-pub(crate) fn panicked(panic: Panic) -> Error {
+/// What a process does before its function begins, in words.
+pub(crate) const READING: &str = "reading what it works with: the `Deserialize` of the job's argument";
+
+pub(crate) fn unreadable(panic: Panic) -> Error {
+    panic.explain(Error::new(PANICKED, "the `Deserialize` of a job's argument panicked"))
+}
+
+fn panicked(panic: Panic) -> Error {
     panic.explain(Error::new(PANICKED, "the function of a job panicked"))
 }
 

@@ -14,7 +14,7 @@ use crate::contain::contain;
 use crate::control::{Control, Got, Tag};
 use crate::error::Result;
 use crate::worker::{self, Work};
-use crate::{exit, sys};
+use crate::{copies, exit, sys};
 
 /// One more worker. Its descriptors come before it: its control socket, its stderr, those handed over.
 #[derive(Serialize, Deserialize)]
@@ -30,10 +30,12 @@ pub(crate) struct Answer(pub(crate) Result<i32, i32>);
 
 /// What a process with the role of a zygote does instead of `main`.
 pub(crate) fn run(control: Control) -> ! {
+    copies::watch();
     let work =
         worker::hello(&control).and_then(|()| worker::take_assignment(&control)).and_then(|assignment| {
-            contain(|| assignment.load()).unwrap_or_else(|panic| Err(worker::panicked(panic)))
+            contain(|| assignment.load()).unwrap_or_else(|panic| Err(worker::unreadable(panic)))
         });
+    copies::end_if_copied(|| "the `Deserialize` of a job's argument");
     match work {
         Ok(work) if control.send(Tag::Loaded, &[], &[], worker::patience()).is_ok() => serve(control, work),
         Ok(_) => sys::exit_now(exit::WORKER_DIED),

@@ -15,9 +15,11 @@ use leyden_process::watch::{Watched, readable};
 use leyden_process::{Error, Result, exit, rank, signal, threads};
 use serde::{Deserialize, Serialize};
 
+use super::external;
 use super::logs::Logs;
 use super::supervisor::{self, Order};
 use crate::codes::{LAUNCH_ELSEWHERE, LAUNCH_IN_WORKER, LAUNCH_OTHER_SIZE, LAUNCH_START, UNWATCHED};
+use crate::environment::{Environment, Launcher};
 use crate::rank::Rank;
 use crate::world::World;
 
@@ -56,14 +58,17 @@ impl Default for LaunchOptions {
 /// The processor's cores are divided among the ranks: [`WorldHandle::threads`] says how many each has. Nothing is set in the
 /// environment: whoever starts threads asks.
 ///
-/// A world of 1 needs no process.
+/// A world of 1 needs no process. Under a launcher (torchrun, srun, mpirun, or whoever sets `RANK` and `WORLD_SIZE`: see
+/// [`Environment`]) nothing is started: its ranks find each other on their host, and wait for each other up to 60 s, or as
+/// many seconds as `LEYDEN_JOIN_TIMEOUT` says. They are watched by each other alone, then: how one died is not known.
 ///
 /// # Errors
 ///
 /// `D0101` if there cannot be that many ranks; `D0201` from another thread than that of `main`, and in a test, whose harness
 /// would be what is started again: [`spawn`](super::spawn) works there; `D0202` if the world has another size; `D0203` in a
 /// worker; `D0204` if the ranks could not be started; `D0205` if there is no place for their logs; `D0110` in a rank whose
-/// supervisor is gone. `P0102`, `P0103` where no process can be started: see [`entry::preflight`].
+/// supervisor is gone. Under a launcher also those of [`Environment::detect`]; `D0216` if ranks are on other hosts, `D0217` if
+/// not all come, `D0218` if rank 0 refuses this one, `D0219` if another process is rank 0 of this run. `P0102`, `P0103` where no process can be started: see [`entry::preflight`].
 pub fn world(size: usize) -> Result<&'static WorldHandle> {
     world_with(size, &LaunchOptions::default())
 }
@@ -86,8 +91,8 @@ pub fn world_with(size: usize, options: &LaunchOptions) -> Result<&'static World
     let handle = match *made {
         Some(handle) => handle,
         None => {
-            let new = if role == Role::Rank { WorldHandle::handed_over()? } else { launch(size, options)? };
-            made.insert(Box::leak(Box::new(new)))
+            let new = if role == Role::Rank { WorldHandle::handed_over() } else { found(size, options) };
+            made.insert(Box::leak(Box::new(new?)))
         }
     };
     let launched = handle.world_size();
@@ -100,6 +105,30 @@ pub fn world_with(size: usize, options: &LaunchOptions) -> Result<&'static World
             .hint("ask for the same number everywhere; for fewer ranks use `Rank::new_group`"));
     }
     Ok(handle)
+}
+
+/// The world that a launcher has started, if there is one; else starts it.
+fn found(size: usize, options: &LaunchOptions) -> Result<WorldHandle> {
+    let environment = Environment::detect()?;
+    if environment.launcher() == Launcher::None {
+        return launch(size, options);
+    }
+    let launched = environment.world_size();
+    if launched != size {
+        return Err(Error::new(LAUNCH_OTHER_SIZE, "the launcher has started another number of ranks")
+            .at("asked for", size)
+            .at("launched", format_args!("{launched}, by {}", environment.launcher()))
+            .at("rank", environment.rank())
+            .hint("ask for as many as the launcher starts: `launch::join` does"));
+    }
+    let world = if size == 1 { World::create(1)? } else { external::meet(&environment)? };
+    Ok(WorldHandle {
+        world: Arc::new(world),
+        rank: environment.rank(),
+        logs: None,
+        joined: Mutex::new(0),
+        starter: None,
+    })
 }
 
 /// The world of a program, on one of its ranks: see [`world`].

@@ -10,7 +10,7 @@ use leyden_process::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Indexed, Reader, unreadable};
+use super::{Indexed, Reader, compressed_by, unreadable};
 use crate::codes::{CSV_MALFORMED, CSV_RECORD};
 use crate::collate::Collate;
 use crate::dataset::{Dataset, SampleCx, out_of_range};
@@ -75,7 +75,7 @@ impl<T: DeserializeOwned> CsvDataset<T> {
     ///
     /// # Errors
     /// `L0701` if it cannot be read, `L0711` if a record has another number of fields than the first line, a quote is
-    /// not closed, or the names are not UTF-8.
+    /// not closed, the names are not UTF-8, or the file is compressed.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(path, CsvOptions::default())
     }
@@ -87,6 +87,15 @@ impl<T: DeserializeOwned> CsvDataset<T> {
     pub fn open_with(path: impl AsRef<Path>, options: CsvOptions) -> Result<Self> {
         let path = path.as_ref();
         let (file, handle) = Indexed::open(path)?;
+        if let Some(program) = compressed_by(&handle).map_err(|error| unreadable(path, &error))? {
+            return Err(Error::new(CSV_MALFORMED, "a CSV file is compressed")
+                .at("file", path.display())
+                .at("expected", "text")
+                .at("found", format_args!("a file compressed by {program}"))
+                .hint(
+                    "unpack it: records are read from their places, which a compressed file does not have",
+                ));
+        }
         let mut reader = options.reader().has_headers(options.header).from_reader(BufReader::new(handle));
         let of = |error: csv::Error| malformed(path, error);
         let columns =
@@ -201,6 +210,10 @@ impl<T: DeserializeOwned + Collate> Dataset for CsvDataset<T> {
     fn collate(&self, items: Vec<T>) -> Result<T::Batch> {
         T::collate(items)
     }
+
+    fn origin(&self) -> Option<String> {
+        Some(self.file.indexed().path().display().to_string())
+    }
 }
 
 impl<T> Clone for CsvDataset<T> {
@@ -287,8 +300,10 @@ const SHOWN: usize = 40;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codes::{FILE_CHANGED, FILE_UNREADABLE};
-    use crate::files::{damaged, rewrite};
+    use crate::adapters::DatasetExt as _;
+    use crate::codes::{FILE_CHANGED, FILE_UNREADABLE, NO_BATCHES};
+    use crate::files::{damaged, overwrite, rewrite};
+    use crate::loader::DataLoader;
 
     const TABLE: &str = "name,x,y\nplain,1.5,7\n\"two\nlines, \"\"quoted\"\"\",-2,8\n\nlast,3e2,9";
 
@@ -370,6 +385,9 @@ mod tests {
         let (_dir, path) = written("a,b\n1,5\" pipe\n2,\"closed\"\"\"\n");
         assert_eq!(CsvDataset::<(String, String)>::open(&path).unwrap().len(), 2);
         let (_dir, path) = written(b"a,\xff\n1,2\n");
+        let (_dir, packed) = written(b"\x1f\x8b\x08\0\0\0\0\0\0\x03");
+        let error = CsvDataset::<(i64, i64)>::open(&packed).unwrap_err();
+        assert_eq!((error.code(), error.place("found")), (CSV_MALFORMED, Some("a file compressed by gzip")));
         assert_eq!(
             CsvDataset::<(i64, i64)>::open(&path).unwrap_err().place("expected"),
             Some("names in UTF-8")
@@ -386,9 +404,28 @@ mod tests {
         std::fs::write(&path, "name,x,y\n").unwrap();
         let back: CsvDataset<(String, f32, i64)> = postcard::from_bytes(&sent).unwrap();
         let error = get(&back, 0).unwrap_err();
-        assert_eq!((error.code(), error.place("now")), (FILE_CHANGED, Some("9 bytes")));
+        assert_eq!(error.code(), FILE_CHANGED);
+        assert!(error.place("now").unwrap().starts_with("9 bytes, "), "{error:?}");
         // Cut under an open file: what is there no longer is an error too.
-        assert_eq!(get(&table, 1).unwrap_err().code(), FILE_UNREADABLE);
+        assert_eq!(get(&table, 1).unwrap_err().code(), FILE_CHANGED);
+    }
+
+    #[test]
+    fn a_loader_without_records_names_the_file() {
+        let (_dir, path) = written("x,y\n");
+        let table: CsvDataset<(i64, i64)> = CsvDataset::open(&path).unwrap();
+        let mapped = table.map(|(x, y), _: &mut SampleCx| Ok(x + y)).take(3);
+        let error = DataLoader::builder(mapped).build().unwrap_err();
+        assert_eq!((error.code(), error.place("read from")), (NO_BATCHES, path.to_str()));
+    }
+
+    #[test]
+    fn a_file_written_again_at_the_same_length_is_refused() {
+        let (_dir, path) = written("x,y\n1,2\n3,4\n");
+        let table: CsvDataset<(i64, i64)> = CsvDataset::open(&path).unwrap();
+        assert_eq!(get(&table, 1).unwrap(), (3, 4));
+        overwrite(&path, b"x,y\n5,6\n7,8\n");
+        assert_eq!(get(&table, 1).unwrap_err().code(), FILE_CHANGED);
     }
 
     #[test]

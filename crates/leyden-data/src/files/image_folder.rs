@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -13,7 +13,7 @@ use leyden_image::Decoder;
 use leyden_process::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Names, path_bytes, unreadable};
+use super::{Names, open, path_bytes, unreadable};
 use crate::array::Array;
 use crate::codes::NO_IMAGES;
 use crate::collate::default_collate;
@@ -137,7 +137,7 @@ impl ImageFolder {
     fn load(&self, path: &Path, cx: &mut SampleCx) -> Result<Image> {
         let mut worker = self.scratch.take();
         worker.file.clear();
-        let file = File::open(path).and_then(|mut file| file.read_to_end(&mut worker.file));
+        let file = open(path).and_then(|(mut file, _)| file.read_to_end(&mut worker.file));
         file.map_err(|error| unreadable(path, &error))?;
         let image = self.transform.decode_with(&mut worker.image, &worker.file, cx.rng());
         let image = image.map_err(|error| error.at_if_absent("file", path.display()));
@@ -390,6 +390,15 @@ mod tests {
         }
         assert!(get(&images, 0).is_ok(), "the others are unharmed");
         assert!(get(&images, 4).is_err());
+    }
+
+    #[test]
+    fn a_device_among_the_images_is_an_error_of_its_sample() {
+        let dir = folder(&[(b"a/1.png", PNG)]);
+        symlink("/dev/zero", dir.path().join("a/2.png")).unwrap();
+        let images = ImageFolder::open(dir.path()).unwrap();
+        assert_eq!(get(&images, 1).unwrap_err().code(), FILE_UNREADABLE);
+        assert!(get(&images, 0).is_ok());
     }
 
     #[test]

@@ -86,6 +86,7 @@ impl<T: Elements> SafetensorsDataset<T> {
                 error.at("tensor", name).at(format!("item {item}"), format_args!("row {index}"))
             })?;
         }
+        self.file.unchanged()?;
         Ok(batch)
     }
 }
@@ -104,6 +105,10 @@ impl<T: Elements> Dataset for SafetensorsDataset<T> {
 
     fn collate(&self, items: Vec<Row>) -> Result<T::Arrays> {
         T::gather(self, &items)
+    }
+
+    fn origin(&self) -> Option<String> {
+        Some(self.file.indexed().path().display().to_string())
     }
 }
 
@@ -242,8 +247,8 @@ mod sealed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codes::FILE_UNREADABLE;
-    use crate::files::{damaged, rewrite};
+    use crate::codes::{FILE_CHANGED, FILE_UNREADABLE};
+    use crate::files::{damaged, overwrite, rewrite};
     use safetensors::Dtype;
     use safetensors::tensor::TensorView;
 
@@ -314,6 +319,17 @@ mod tests {
         assert_eq!(error.place("expected"), Some(format!("{} bytes", bytes.len()).as_str()));
         let error = SafetensorsDataset::<(f32,)>::open(path.with_extension("absent"), ["x"]).unwrap_err();
         assert_eq!(error.code(), FILE_UNREADABLE);
+    }
+
+    #[test]
+    fn a_file_written_again_during_the_run_is_refused() {
+        let bytes = file();
+        let (_dir, path) = written(&bytes);
+        let data = SafetensorsDataset::<(f32,)>::open(&path, ["x"]).unwrap();
+        let batch = || data.collate(vec![data.get(0, &mut SampleCx::new(0, 0, 0)).unwrap()]);
+        assert!(batch().is_ok());
+        overwrite(&path, &bytes);
+        assert_eq!(batch().unwrap_err().code(), FILE_CHANGED);
     }
 
     #[test]

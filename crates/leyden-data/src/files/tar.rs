@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use leyden_macros::Collate;
@@ -11,7 +10,7 @@ use leyden_process::{Code, Error, Result};
 use serde::{Deserialize, Serialize};
 use tar::Archive;
 
-use super::{Indexed, Names};
+use super::{Indexed, Names, compressed_by};
 use crate::codes::{COMBINATION, TAR_DAMAGED, TAR_DUPLICATE, TAR_MISSING, TAR_SPARSE};
 use crate::collate::default_collate;
 use crate::dataset::{Dataset, SampleCx, out_of_range};
@@ -169,11 +168,13 @@ impl TarShards {
         let key = text(self.split(members.start).0);
         let read = |member: usize| {
             let (offset, size) = self.places[member];
-            let mut bytes = vec![0; size.min(shard.length) as usize];
-            shard.read_at(file, &mut bytes, offset).map_err(|error| error.at("tar sample", &key))?;
+            let of = |error: Error| error.at("tar sample", &key);
+            let mut bytes = shard.room(size).map_err(of)?;
+            shard.read_at(file, &mut bytes, offset).map_err(of)?;
             Ok((text(self.split(member).1), bytes))
         };
         let files = members.map(read).collect::<Result<_>>()?;
+        shard.unchanged(file)?;
         Ok(TarSample { key, shard: shard.path().display().to_string(), files })
     }
 }
@@ -197,6 +198,12 @@ impl Dataset for TarShards {
 
     fn collate(&self, items: Vec<TarSample>) -> Result<TarSampleBatch> {
         default_collate(items)
+    }
+
+    fn origin(&self) -> Option<String> {
+        let (first, others) = self.shards.split_first()?;
+        let first = first.path().display();
+        Some(if others.is_empty() { first.to_string() } else { format!("{first} and {} more", others.len()) })
     }
 }
 
@@ -245,16 +252,15 @@ struct Scan<'a> {
 
 impl Scan<'_> {
     fn scan(mut self, file: File) -> Result<()> {
-        let mut start = [0; 6];
-        file.read_at(&mut start, 0).map_err(|error| self.unreadable(&error))?;
+        let packed = compressed_by(&file).map_err(|error| self.unreadable(&error))?;
         let mut archive = Archive::new(file);
         let mut next = 0;
         let entries = archive.entries_with_seek().map_err(|error| self.unreadable(&error))?;
         for entry in entries {
-            let mut entry = entry.map_err(|error| self.damaged(next, &start, &error))?;
+            let mut entry = entry.map_err(|error| self.damaged(next, packed, &error))?;
             let (offset, size) = (entry.raw_file_position(), entry.size());
             let name = entry.path_bytes().into_owned();
-            let pax = entry.pax_extensions().map_err(|error| self.damaged(next, &start, &error))?;
+            let pax = entry.pax_extensions().map_err(|error| self.damaged(next, packed, &error))?;
             let pax_sparse = pax.is_some_and(|mut keys| {
                 keys.any(|key| key.is_ok_and(|key| key.key_bytes().starts_with(b"GNU.sparse.")))
             });
@@ -324,11 +330,11 @@ impl Scan<'_> {
             .hint("make or download the archive again")
     }
 
-    fn damaged(&self, offset: u64, start: &[u8], error: &io::Error) -> Error {
+    fn damaged(&self, offset: u64, packed: Option<&str>, error: &io::Error) -> Error {
         let damaged = self.error(TAR_DAMAGED, "a tar archive is damaged", offset).because(error);
-        match COMPRESSED.iter().find(|(magic, _)| offset == 0 && start.starts_with(magic)) {
-            Some((_, name)) => damaged
-                .at("found", format_args!("a file compressed by {name}"))
+        match packed.filter(|_| offset == 0) {
+            Some(program) => damaged
+                .at("found", format_args!("a file compressed by {program}"))
                 .hint("unpack it: the members of a compressed archive cannot be reached one by one"),
             None => damaged.hint("`tar -tvf` checks it; make or download the archive again"),
         }
@@ -361,9 +367,6 @@ fn text(bytes: &[u8]) -> String {
 
 /// Headers and data begin at multiples of this.
 const BLOCK: u64 = 512;
-/// How compressed files begin.
-const COMPRESSED: [(&[u8], &str); 4] =
-    [(b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz")];
 
 #[cfg(test)]
 mod tests {
@@ -519,6 +522,14 @@ mod tests {
         assert_eq!(format!("{error:?}"), expected);
         assert_eq!(TarShards::open([] as [&str; 0]).unwrap_err().code(), COMBINATION);
         assert_eq!(TarShards::open(["absent.tar"]).unwrap_err().code(), FILE_UNREADABLE);
+    }
+
+    #[test]
+    fn a_loader_without_samples_names_the_archives() {
+        let (_dir, paths) = written(&[archive(&[]), archive(&[])]);
+        let shards = TarShards::open(&paths).unwrap();
+        let error = crate::DataLoader::builder(shards).build().unwrap_err();
+        assert_eq!(error.place("read from"), Some(format!("{} and 1 more", paths[0].display()).as_str()));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::timings::Meter;
 use super::waste::Waste;
 use super::{Crew, DataLoader, Limits, Told};
 use crate::batching::{Batching, Tail};
-use crate::codes::LOADER_ARGUMENT;
+use crate::codes::{LOADER_ARGUMENT, NO_BATCHES};
 use crate::dataset::Dataset;
 use crate::sampler::{BatchSampler, Sampler};
 use crate::say::say;
@@ -219,7 +219,10 @@ impl<D: Dataset + 'static> DataLoaderBuilder<D> {
         leyden_process::entry::fuse();
         self.check()?;
         let batching = self.batching();
-        batching.validate()?;
+        batching.validate().map_err(|error| match self.dataset.origin() {
+            Some(origin) if error.code() == NO_BATCHES => error.at("read from", origin),
+            _ => error,
+        })?;
         let Self {
             dataset,
             seed,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use leyden_process::codes::{FILE_SIZE_LIMIT, NOT_MAPPED, SLOT_FULL};
+use leyden_process::codes::{FILE_SIZE_LIMIT, NOT_MAPPED};
 use leyden_process::pool::{Death, Outcome, Pool, PoolOptions, Work};
 use leyden_process::slots::{Loan, Task as Slot};
 use leyden_process::spawn::Start;
@@ -282,19 +282,26 @@ fn read<B: DeserializeOwned>(loan: Loan, copied: bool, task: &Task) -> Result<Lo
     let Reply { data, head } = contain(|| place::reading(loan, copied, || postcard::from_bytes(body.body())))
         .map_err(|panic| panic.explain(unreadable()))?
         .map_err(|error| {
-            unreadable()
-                .because(&error)
+            own_words_lost(&error, unreadable().because(&error))
                 .hint("does the batch's `Deserialize` read what its `Serialize` writes?")
         })?;
     let Head { samples, padding, skipped, get, collate, pack } = head;
     Ok(Loaded { data, samples, padding, skipped, spent: Spent { get, collate, pack } })
 }
 
+/// Says so where a type has refused in its own words: the format has no room for them.
+fn own_words_lost(error: &postcard::Error, told: Error) -> Error {
+    match error {
+        postcard::Error::SerdeSerCustom | postcard::Error::SerdeDeCustom => told
+            .why("the batch's own `Serialize` or `Deserialize` refused; the words of its error do not cross")
+            .hint("find what is wrong with a batch in `collate`, whose errors are told in full"),
+        _ => told,
+    }
+}
+
 /// What a worker says is wrong, with what it may not know of its batch.
 fn located(error: Error, task: &Task) -> Error {
-    let no_room = error.code() == SLOT_FULL;
-    let error = error.at_if_absent("batch", task.batch).at_if_absent("epoch", task.epoch);
-    if no_room { error.hint("of a loader, `slot_bytes` is `.max_batch_bytes(..)`") } else { error }
+    error.at_if_absent("batch", task.batch).at_if_absent("epoch", task.epoch)
 }
 
 /// The data set in a worker, and which worker that is.
@@ -362,7 +369,7 @@ where
             (Ok(Ok(body)), _) => body,
             // What was refused is exact; what `Serialize` makes of it is not.
             (Ok(Err(_)), Some(refusal)) => return Err(refusal),
-            (Ok(Err(error)), None) => return Err(unwritable().because(&error)),
+            (Ok(Err(error)), None) => return Err(own_words_lost(&error, unwritable().because(&error))),
             (Err(panic), _) => return Err(panic.explain(unwritable())),
         };
         Ok(body)

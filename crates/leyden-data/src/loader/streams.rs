@@ -33,12 +33,12 @@ use crate::workers::{Whole, Workers, WorkersFor};
 /// Batches of a data set that is streams (PyTorch: `DataLoader` of an `IterableDataset`).
 ///
 /// ```
-/// use leyden_data::{Loader, StreamLoader, default_collate, stream_fn};
+/// use leyden_data::{StreamLoader, stream_fn};
 ///
 /// // Four shards of ten numbers each.
 /// let numbers = stream_fn(4, |shard, _| Ok((0..10).map(move |n| Ok((10 * shard + n) as i64))));
 /// let loader = StreamLoader::builder(numbers).batch_size(5).batches_per_epoch(8).lanes(2).build()?;
-/// let first = loader.epoch(0, 0).next().expect("there are eight")?;
+/// let first = loader.epoch(0).next().expect("there are eight")?;
 /// assert_eq!(first.data[..], [0, 1, 2, 3, 4]);
 /// # Ok::<(), leyden_data::Error>(())
 /// ```
@@ -83,6 +83,11 @@ impl<D: IterableDataset + 'static> StreamLoader<D> {
             workers: Box::new(Workers::inline()),
             settings: Vec::new(),
         }
+    }
+
+    /// The batches of an epoch; workers begin at once. For a part of it, see [`Loader::epoch`].
+    pub fn epoch(&self, epoch: u64) -> Box<dyn Iterator<Item = Result<Batch<D::Batch>>> + '_> {
+        Loader::epoch(self, epoch, 0)
     }
 
     /// What the batches of each worker have cost so far, and what the loader waited for.
@@ -145,13 +150,25 @@ impl<D: IterableDataset + 'static> StreamLoaderBuilder<D> {
         self
     }
 
-    /// What holds for each worker's part as for any loader: `seed`, `prefetch_factor`, `timeout`, `warn_after`,
-    /// `restarts`, `persistent_workers`, `max_batch_bytes`.
+    /// What the order and the samples' randomness depend on, with the epoch: as
+    /// [`DataLoaderBuilder::seed`].
+    pub fn seed(self, seed: u64) -> Self {
+        self.each(move |part| part.seed(seed))
+    }
+
+    /// How long a worker may be at one batch before it is ended and replaced: as
+    /// [`DataLoaderBuilder::timeout`].
+    pub fn timeout(self, limit: Duration) -> Self {
+        self.each(move |part| part.timeout(limit))
+    }
+
+    /// What else holds for each worker's part as for any loader: `prefetch_factor`, `warn_after`, `restarts`,
+    /// `persistent_workers`, `max_batch_bytes`.
     ///
     /// ```
     /// # use leyden_data::{StreamLoader, stream_fn};
     /// # let numbers = stream_fn(4, |shard, _| Ok((0..10).map(move |n| Ok((10 * shard + n) as i64))));
-    /// let loader = StreamLoader::builder(numbers).batches_per_epoch(8).each(|part| part.seed(7).prefetch_factor(4));
+    /// let loader = StreamLoader::builder(numbers).batches_per_epoch(8).each(|part| part.prefetch_factor(4));
     /// ```
     pub fn each(
         mut self,
@@ -234,6 +251,12 @@ fn check(batch_size: usize, lanes: usize, rank: usize, world_size: usize, shards
     }
     if rank >= world_size {
         return Err(wrong("the rank is not in the world").at("rank", rank).at("world_size", world_size));
+    }
+    if shards > MOST_SHARDS {
+        return Err(wrong("so many shards cannot be meant")
+            .at("shards", shards)
+            .at("limit", MOST_SHARDS)
+            .hint("a shard is a stream of many samples: does `shards` count samples, or underflow?"));
     }
     if shards < world_size {
         return Err(wrong("there are fewer shards than ranks")
@@ -449,7 +472,8 @@ impl<D: IterableDataset + 'static> Lanes<D> {
 
     /// The next samples of a lane, at most a batch of them.
     fn gather(&self, reading: &mut Reading<D>) -> Result<Vec<D::Item>> {
-        let mut items = Vec::with_capacity(self.rule.batch_size);
+        // A batch may be asked for that is larger than the streams are, and than memory.
+        let mut items = Vec::with_capacity(self.rule.batch_size.min(RESERVED));
         while items.len() < self.rule.batch_size {
             let open = match &mut reading.open {
                 Some(open) => open,
@@ -565,12 +589,17 @@ impl<'de, D: IterableDataset + Deserialize<'de> + 'static> Deserialize<'de> for 
 
 /// Enough to keep a few workers busy, and few enough to keep files open.
 const LANES: usize = 4;
+/// More of them than any data set is written as: a mistake, and their list would fill the memory.
+const MOST_SHARDS: usize = 1 << 26;
+/// At most so many samples are reserved room for in advance.
+const RESERVED: usize = 1 << 10;
 /// Keeps the order of shards apart from other uses of the same seed.
 const SHARDS: u64 = 0x7368_6172_6473;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapters::stream_fn;
     use crate::array::Array;
     use crate::collate::default_collate;
 
@@ -616,7 +645,7 @@ mod tests {
     }
 
     fn numbers(loader: &StreamLoader<Shards>, epoch: u64) -> Vec<Vec<i64>> {
-        loader.epoch(epoch, 0).map(|batch| batch.unwrap().data.0.into_vec()).collect()
+        loader.epoch(epoch).map(|batch| batch.unwrap().data.0.into_vec()).collect()
     }
 
     #[test]
@@ -636,7 +665,7 @@ mod tests {
             builder.shuffle_shards(true).num_workers(workers).each(|part| part.seed(3)).build().unwrap()
         };
         let alone = build(0);
-        let whole: Vec<_> = alone.epoch(1, 0).map(Result::unwrap).collect();
+        let whole: Vec<_> = alone.epoch(1).map(Result::unwrap).collect();
         assert_eq!(whole.len(), alone.len());
         let mut seen: Vec<i64> = whole.iter().flat_map(|batch| batch.data.0.to_vec()).collect();
         seen.sort_unstable();
@@ -644,7 +673,7 @@ mod tests {
         for workers in 1..5 {
             let loader = build(workers);
             for from in 0..=whole.len() {
-                let rest: Vec<_> = loader.epoch(1, from).map(Result::unwrap).collect();
+                let rest: Vec<_> = Loader::epoch(&loader, 1, from).map(Result::unwrap).collect();
                 assert_eq!(rest, whole[from..], "{workers} workers, from {from}");
             }
         }
@@ -670,7 +699,7 @@ mod tests {
         let loader = unknown().batches_per_epoch(2).build().unwrap();
         assert_eq!(numbers(&loader, 0), [[0, 1], [100, 101]]);
 
-        let results: Vec<_> = unknown().batches_per_epoch(4).build().unwrap().epoch(0, 0).collect();
+        let results: Vec<_> = unknown().batches_per_epoch(4).build().unwrap().epoch(0).collect();
         assert_eq!(results.len(), 4, "never a shorter epoch");
         let error = results[3].as_ref().unwrap_err();
         assert_eq!((error.code(), error.place("lane")), (STREAM_LENGTH, Some("1")));
@@ -680,8 +709,7 @@ mod tests {
     #[test]
     fn a_panic_in_a_stream_is_the_error_of_its_batch() {
         let torn = Shards { torn: Some(101), ..Shards::of([4, 4]) };
-        let results: Vec<_> =
-            StreamLoader::builder(torn).batch_size(2).build().unwrap().epoch(0, 0).collect();
+        let results: Vec<_> = StreamLoader::builder(torn).batch_size(2).build().unwrap().epoch(0).collect();
         let good: Vec<bool> = results.iter().map(Result::is_ok).collect();
         assert_eq!(good[..2], [true, false]);
         let error = results[1].as_ref().unwrap_err();
@@ -694,7 +722,7 @@ mod tests {
         let torn = || Shards { torn: Some(1), ..Shards::of([8]) };
         let loader = StreamLoader::builder(torn()).batch_size(2).build().unwrap();
         let firsts = |from| -> Vec<Option<i64>> {
-            loader.epoch(0, from).map(|batch| batch.ok().map(|batch| batch.data.0[0])).collect()
+            Loader::epoch(&loader, 0, from).map(|batch| batch.ok().map(|batch| batch.data.0[0])).collect()
         };
         let whole = firsts(0);
         assert_eq!(whole.iter().filter(|batch| batch.is_none()).count(), 1, "{whole:?}");
@@ -705,10 +733,32 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_may_be_larger_than_the_streams_and_than_memory() {
+        for batch_size in [1_000_000_000_000, usize::MAX] {
+            let loader = StreamLoader::builder(Shards::of([3, 2])).batch_size(batch_size).build().unwrap();
+            let sizes: Vec<_> = loader.epoch(0).map(|batch| batch.unwrap().samples).collect();
+            assert_eq!(sizes, [3, 2]);
+        }
+    }
+
+    #[test]
+    fn more_shards_than_can_be_listed_are_refused() {
+        let endless = stream_fn(usize::MAX, |_, _| Ok(std::iter::repeat_with(|| Ok(1_i64))));
+        let error = StreamLoader::builder(endless).batches_per_epoch(1).build().unwrap_err();
+        assert_eq!((error.code(), error.what()), (LOADER_ARGUMENT, "so many shards cannot be meant"));
+    }
+
+    #[test]
+    fn a_seed_is_that_of_each_part() {
+        let loader = StreamLoader::builder(Shards::of([3, 2])).seed(7).build().unwrap();
+        assert!(loader.identity().ends_with("seed 7"), "{}", loader.identity());
+    }
+
+    #[test]
     fn going_on_after_the_end_is_an_error_not_an_empty_epoch() {
         let loader = StreamLoader::builder(Shards::of([4])).batch_size(2).build().unwrap();
-        assert_eq!(loader.epoch(0, 2).count(), 0);
-        assert!(loader.epoch(0, 3).next().unwrap().is_err());
+        assert_eq!(Loader::epoch(&loader, 0, 2).count(), 0);
+        assert!(Loader::epoch(&loader, 0, 3).next().unwrap().is_err());
     }
 
     #[test]

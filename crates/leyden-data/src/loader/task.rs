@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use leyden_process::{Code, Error, Panic, Result, contain};
+use leyden_process::{Code, Error, Panic, Result, contain, copies};
 use serde::{Deserialize, Serialize};
 
 use crate::batching::Indices;
@@ -107,11 +107,15 @@ pub(crate) fn load<D: Dataset>(
     }
     let gathered = Instant::now();
     progress.at(Phase::Collate, 0);
-    let data = contain(|| dataset.collate(items))
-        .unwrap_or_else(|panic| Err(panicked(COLLATE_PANICKED, "collate", panic)))
-        .map_err(|error| name_items(error, &taken))
-        .map_err(|error| error.at("positions", format_args!("{:?} of the epoch", task.indices.positions)))
-        .map_err(located)?;
+    let data = contain(|| {
+        let data = dataset.collate(items);
+        copies::end_if_copied(|| format!("`collate` of batch {}", task.batch));
+        data
+    })
+    .unwrap_or_else(|panic| Err(panicked(COLLATE_PANICKED, "collate", panic)))
+    .map_err(|error| name_items(error, &taken))
+    .map_err(|error| error.at("positions", format_args!("{:?} of the epoch", task.indices.positions)))
+    .map_err(located)?;
     let spent = Spent { get: gathered - began, collate: gathered.elapsed(), pack: Duration::ZERO };
     Ok(Loaded { data, samples, padding, skipped, spent })
 }
@@ -122,19 +126,23 @@ pub(crate) fn load<D: Dataset>(
 /// `L0902` with the cause if it fails or panics.
 pub(crate) fn initialise<D: Dataset>(dataset: &D, worker: &WorkerInfo) -> Result<()> {
     let failed = |what: &str| Error::new(WORKER_INIT, what).at("worker", worker);
-    contain(|| dataset.worker_init(worker))
-        .unwrap_or_else(|panic| Err(panic.explain(failed("the data set panicked in `worker_init`"))))
-        .map_err(|error| {
-            if error.code() == WORKER_INIT {
-                return error;
-            }
-            let cause = error.what().to_owned();
-            error
-                .places()
-                .fold(failed("the data set failed in `worker_init`").why(cause), |outer, (label, place)| {
-                    outer.at(label, place)
-                })
-        })
+    contain(|| {
+        let ready = dataset.worker_init(worker);
+        copies::end_if_copied(|| "`worker_init`");
+        ready
+    })
+    .unwrap_or_else(|panic| Err(panic.explain(failed("the data set panicked in `worker_init`"))))
+    .map_err(|error| {
+        if error.code() == WORKER_INIT {
+            return error;
+        }
+        let cause = error.what().to_owned();
+        error
+            .places()
+            .fold(failed("the data set failed in `worker_init`").why(cause), |outer, (label, place)| {
+                outer.at(label, place)
+            })
+    })
 }
 
 /// What a batch is made of.
@@ -168,7 +176,9 @@ fn gather<D: Dataset>(dataset: &D, task: &Task, progress: &impl Progress) -> Res
                 }
                 progress.at(Phase::Get, item);
                 let mut cx = SampleCx::new(task.seed, task.epoch, index);
-                items.push(dataset.get(index, &mut cx)?);
+                let sample = dataset.get(index, &mut cx);
+                copies::end_if_copied(|| format!("`get` of sample {index}"));
+                items.push(sample?);
                 taken.push(index);
                 padding += usize::from(item >= repeats_from);
             }

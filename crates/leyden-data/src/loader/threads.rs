@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leyden_process::clock::Lived;
+use leyden_process::copies::Home;
 use leyden_process::{Error, Result};
 
 use super::task::{Loaded, Phase, Progress, Task, initialise, load};
@@ -26,6 +27,7 @@ pub(crate) struct Threads<D: Dataset + 'static> {
 }
 
 struct Inner<D: Dataset> {
+    home: Home,
     dataset: Arc<D>,
     workers: usize,
     part: Part,
@@ -97,6 +99,7 @@ impl<D: Dataset + 'static> Threads<D> {
             ending: false,
         };
         let inner = Inner {
+            home: Home::here(),
             dataset,
             workers,
             part: plan.part,
@@ -128,6 +131,17 @@ impl<D: Dataset + 'static> Inner<D> {
     fn lock(&self) -> MutexGuard<'_, State<D::Batch>> {
         // Nothing in here panics while it holds the lock: user code runs outside.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses what is asked in a forked process, which has none of the threads, and perhaps a lock that one of them holds.
+    fn elsewhere(&self) -> Result<()> {
+        match self.home.is_here() {
+            true => Ok(()),
+            false => Err(self.home.explain(Error::new(
+                WORKER_START,
+                "a loader's worker threads were asked for something in a process that does not have them",
+            ))),
+        }
     }
 
     fn start_thread(self: &Arc<Self>, worker: usize) -> Result<()> {
@@ -302,6 +316,7 @@ impl Running {
 
 impl<D: Dataset + 'static> Backend<D::Batch> for Threads<D> {
     fn post(&self, ticket: u64, task: Task) -> Result<Option<Task>> {
+        self.inner.elsewhere()?;
         self.inner.lock().waiting.insert(ticket, task);
         self.inner.work.notify_one();
         Ok(None)
@@ -309,6 +324,7 @@ impl<D: Dataset + 'static> Backend<D::Batch> for Threads<D> {
 
     fn take(&self, ticket: u64) -> Result<Loaded<D::Batch>> {
         let inner = &self.inner;
+        inner.elsewhere()?;
         let mut state = inner.lock();
         loop {
             if let Some(loaded) = state.done.remove(&ticket) {
@@ -340,6 +356,9 @@ impl<D: Dataset + 'static> Backend<D::Batch> for Threads<D> {
     }
 
     fn withdraw(&self, ticket: u64) {
+        if !self.inner.home.is_here() {
+            return;
+        }
         let mut state = self.inner.lock();
         state.waiting.remove(&ticket);
         state.done.remove(&ticket);
@@ -350,6 +369,9 @@ impl<D: Dataset + 'static> Backend<D::Batch> for Threads<D> {
 
     /// Threads that could not be replaced are tried again.
     fn renew(&self) {
+        if !self.inner.home.is_here() {
+            return;
+        }
         let mut state = self.inner.lock();
         let missing: Vec<usize> =
             (0..self.inner.workers).filter(|worker| !state.alive.contains_key(worker)).collect();
@@ -366,6 +388,9 @@ impl<D: Dataset + 'static> Backend<D::Batch> for Threads<D> {
 /// Ends the idle threads, and waits shortly for busy ones; their code runs to its end if it does not come soon.
 impl<D: Dataset + 'static> Drop for Threads<D> {
     fn drop(&mut self) {
+        if !self.inner.home.is_here() {
+            return;
+        }
         let mut state = self.inner.lock();
         state.ending = true;
         state.waiting.clear();

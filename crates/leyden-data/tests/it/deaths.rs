@@ -306,6 +306,25 @@ fn an_innocent_sample_is_not_left_out_because_its_worker_was_killed() {
     leftovers.assert_none();
 }
 
+// Both the worker and its copy come back from `get`.
+#[test]
+fn a_copy_of_a_worker_that_a_sample_forked_does_not_spoil_the_workers_batches() {
+    let leftovers = Leftovers::before();
+    for kind in Kind::PROCESSES {
+        let folder = tempfile::tempdir().unwrap();
+        let dataset = (0..40).fold(Trouble::new(40, folder.path()), |dataset, sample| {
+            if sample % 3 == 0 { dataset.always(sample, Act::Fork) } else { dataset }
+        });
+        let loader = troubled(kind, &dataset).restarts(0).build().unwrap();
+        for epoch in 0..4 {
+            assert_eq!(whole_hash(&loader, epoch), calm_hash(&dataset, epoch), "{kind:?}, epoch {epoch}");
+        }
+        assert!(settle(|| dataset.copies().len() == 4 * 14), "{kind:?}: {}", dataset.copies().len());
+        assert!(settle(|| dataset.copies().iter().all(|copy| !is_alive(copy.pid))), "{kind:?}");
+    }
+    leftovers.assert_none();
+}
+
 // Restarts used up.
 #[test]
 fn when_the_replacements_are_used_up_each_further_death_is_told_and_the_rest_of_the_epoch_comes() {

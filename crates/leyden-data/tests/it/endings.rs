@@ -281,3 +281,37 @@ fn workers_that_gain_nothing_are_told_of_once() {
         println!("{kind:?}: {}", ending.stderr);
     }
 }
+
+#[test]
+fn a_copy_of_the_program_neither_uses_nor_ends_the_workers_of_its_parent() {
+    let kinds = Kind::WORKERS.into_iter().chain([Kind::Inline]);
+    for kind in kinds {
+        for what in ["drop", "use"] {
+            let folder = tempfile::tempdir().unwrap();
+            let lines = Program::rows("copied", kind, folder.path(), &[what]).ended().lines();
+            let code = if kind.is_process() { "P0303" } else { "L0901" };
+            let refused = format!("{code} in another process: true");
+            let refusals = if what == "use" && kind != Kind::Inline { vec![refused; 2] } else { Vec::new() };
+            let expected: Vec<String> =
+                refusals.into_iter().chain(["the parent is undisturbed: 44".to_owned()]).collect();
+            assert_eq!(lines, expected, "{kind:?}, {what}");
+        }
+    }
+}
+
+#[cfg(not(leyden_portable))]
+#[test]
+fn a_fatal_sample_does_not_take_the_last_forked_worker() {
+    let run = |kind, policy: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        Program::rows("fatal", kind, folder.path(), &[policy]).ended().lines()
+    };
+    assert_eq!(run(Kind::Fork(2), "skip"), ["47 samples, 1 skipped"]);
+    assert_eq!(run(Kind::Fork(2), "raise"), ["L0905: 17; -", "44 samples, 0 skipped"]);
+    // Where there is no other one, what killed it is said with each batch that nobody makes.
+    let alone = run(Kind::Fork(1), "raise");
+    assert_eq!(alone.len(), 1 + 7 + 1, "{alone:?}");
+    assert_eq!((alone[0].as_str(), alone[8].as_str()), ("L0905: 17; -", "16 samples, 0 skipped"));
+    let told = "P0302: -; killed by SIGSEGV in `get` of sample 17 (batch 4, epoch 0)";
+    assert!(alone[1..8].iter().all(|line| line.replace(" (core dumped)", "") == told), "{alone:?}");
+}

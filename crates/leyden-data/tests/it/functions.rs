@@ -1,8 +1,8 @@
 //! Data sets that hold functions.
 
 use leyden_data::{
-    Array, DataLoader, Dataset, DatasetExt as _, IterableDatasetExt as _, Loader as _, Result, SampleCx,
-    SampleRng, StreamLoader, TensorDataset, VecDataset, Workers, default_collate, stream_fn,
+    Array, DataLoader, Dataset, DatasetExt as _, IterableDatasetExt as _, Result, SampleCx, SampleRng,
+    StreamLoader, TensorDataset, VecDataset, Workers, default_collate, stream_fn,
 };
 use leyden_process::codes::ARGUMENT;
 use serde::Serialize;
@@ -55,9 +55,9 @@ fn streams_that_hold_functions_are_the_same_for_all_kinds() {
         let numbers = stream_fn(4, |shard, _| Ok((0..20).map(move |i| Ok(100 * shard as i64 + i))));
         let even = numbers.filter(|x| x % 2 == 0).shuffle_window(4);
         let noisy = even.map(|x, rng: &mut SampleRng| Ok((x, rng.next_u64())));
-        StreamLoader::builder(noisy).batch_size(3).batches_per_epoch(14).lanes(2).each(|part| part.seed(5))
+        StreamLoader::builder(noisy).batch_size(3).batches_per_epoch(14).lanes(2).seed(5)
     };
-    let whole: Vec<_> = builder().build().unwrap().epoch(1, 0).map(Result::unwrap).collect();
+    let whole: Vec<_> = builder().build().unwrap().epoch(1).map(Result::unwrap).collect();
     for builder in [
         builder().workers(Workers::threads(2)),
         builder().workers(Workers::spawn(2)),
@@ -65,7 +65,7 @@ fn streams_that_hold_functions_are_the_same_for_all_kinds() {
         builder().workers(Workers::zygote(2)),
     ] {
         let loader = builder.build().unwrap();
-        assert_eq!(loader.epoch(1, 0).map(Result::unwrap).collect::<Vec<_>>(), whole, "{loader:?}");
+        assert_eq!(loader.epoch(1).map(Result::unwrap).collect::<Vec<_>>(), whole, "{loader:?}");
     }
     leftovers.assert_none();
 }

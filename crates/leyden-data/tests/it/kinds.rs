@@ -6,7 +6,7 @@ use std::thread::ThreadId;
 use std::time::Duration;
 
 use leyden_data::{
-    Array, DataLoader, Dataset, Error, IterableDataset, Loader as _, Result, SampleCx, Stream, StreamCx,
+    Array, DataLoader, Dataset, Error, IterableDataset, Loader, Result, SampleCx, Stream, StreamCx,
     StreamLoader, Workers, batch_sampler_fn, default_collate,
 };
 use serde::{Deserialize, Serialize};
@@ -175,10 +175,8 @@ fn streams_are_the_same_for_all_kinds_and_go_on_at_any_batch() {
     }
 
     let leftovers = Leftovers::before();
-    let builder = || {
-        StreamLoader::builder(Shards).batch_size(3).lanes(3).shuffle_shards(true).each(|part| part.seed(5))
-    };
-    let whole: Vec<_> = builder().build().unwrap().epoch(2, 0).map(Result::unwrap).collect();
+    let builder = || StreamLoader::builder(Shards).batch_size(3).lanes(3).shuffle_shards(true).seed(5);
+    let whole: Vec<_> = builder().build().unwrap().epoch(2).map(Result::unwrap).collect();
     let loaders = [
         builder().workers(Workers::threads(2)),
         builder().workers(Workers::spawn(2)),
@@ -188,7 +186,7 @@ fn streams_are_the_same_for_all_kinds_and_go_on_at_any_batch() {
     for builder in loaders {
         let loader = builder.build().unwrap();
         for from in [0, 1, whole.len() / 2, whole.len()] {
-            let rest: Vec<_> = loader.epoch(2, from).map(Result::unwrap).collect();
+            let rest: Vec<_> = Loader::epoch(&loader, 2, from).map(Result::unwrap).collect();
             assert_eq!(rest, whole[from..], "{loader:?} from {from}");
         }
     }
@@ -235,7 +233,7 @@ fn errors_of_streams_name_the_worker_among_all_and_waiting_for_others_is_no_trai
         (StreamLoader::builder(Uneven).workers(Workers::spawn(3)), true),
     ] {
         let loader = builder.lanes(3).build().unwrap();
-        let batches: Vec<_> = loader.epoch(0, 0).collect();
+        let batches: Vec<_> = loader.epoch(0).collect();
         assert_eq!(batches.len(), 24);
         for batch in &batches {
             let Err(error) = batch else { continue };

@@ -5,6 +5,7 @@ mod chaos;
 mod copies;
 mod cursors;
 mod deaths;
+mod descriptions;
 mod endings;
 mod functions;
 mod kinds;

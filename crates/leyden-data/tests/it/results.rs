@@ -74,6 +74,9 @@ impl Dataset for Awkward {
     }
 }
 
+/// What is told of a type that refuses in its own words.
+const WORDS_LOST: &str =
+    "the batch's own `Serialize` or `Deserialize` refused; the words of its error do not cross";
 /// In bytes.
 const LARGEST: usize = 1 << 20;
 
@@ -83,9 +86,9 @@ fn a_batch_that_cannot_cross_is_an_error_in_its_place() {
     let leftovers = Leftovers::before();
     for kind in Kind::PROCESSES {
         for (wrong, code, reason) in [
-            (Wrong::Writing, BATCH_UNWRITABLE, ""),
+            (Wrong::Writing, BATCH_UNWRITABLE, WORDS_LOST),
             (Wrong::WritingPanics, BATCH_UNWRITABLE, "it has an open file"),
-            (Wrong::Reading, BATCH_UNREADABLE, ""),
+            (Wrong::Reading, BATCH_UNREADABLE, WORDS_LOST),
             (Wrong::ReadingPanics, BATCH_UNREADABLE, "no such file here"),
             (Wrong::Large, SLOT_FULL, ""),
             (Wrong::LargeBody, SLOT_FULL, ""),

@@ -7,7 +7,7 @@
 //!
 //! What a task is, only the caller knows: bytes in, bytes and regions out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
@@ -24,17 +24,22 @@ use super::slots::{Counts, Loan, News, Posted, Reply, Task, take_ticket};
 use crate::clock::Lived;
 use crate::codes::{POOL_CLOSED, POOL_START, SLOT_FULL, SLOTS_CONFIG, TASK_PANICKED, TASK_SILENT};
 use crate::contain;
+use crate::copies::{self, Home};
 use crate::error::{Error, Result};
 use crate::spawn::{Child, Job, Parent, Received, SpawnOptions, start_failed};
 use crate::supervise::{Cause, Ended, evidence};
 use crate::sys::{self, Wake};
 
 pub use crate::tasks::{Death, Describe, Outcome, POISON, PoolOptions, Work};
-use crate::tasks::{FUTILE, PAUSE, look_at, offer_to_the_memory_killer, one_at_a_time, say, unstaffed};
+use crate::tasks::{
+    FUTILE, LOADED, PAUSE, elsewhere, left_early, look_at, offer_to_the_memory_killer, one_at_a_time, say,
+    slow_start, starting, unstaffed,
+};
 
 /// Worker processes. Dropping it ends them, within 300 ms.
 pub struct Pool {
     shared: Arc<Shared>,
+    home: Home,
     /// Closed when the last keeper has ended its worker.
     ended: Mutex<Receiver<()>>,
 }
@@ -74,7 +79,7 @@ impl Pool {
         });
         let (alive, ended) = mpsc::sync_channel(0);
         let (ready, readied) = mpsc::sync_channel(shared.options.workers);
-        let pool = Self { shared, ended: Mutex::new(ended) };
+        let pool = Self { shared, home: Home::here(), ended: Mutex::new(ended) };
         for worker in 0..pool.shared.options.workers {
             let (shared, ready, alive) = (pool.shared.clone(), Some(ready.clone()), alive.clone());
             let keeper = Keeper { worker, shared, ready, _alive: alive };
@@ -100,14 +105,18 @@ impl Pool {
     /// # Errors
     /// `P0205` if there is no room for the request; `P0208` for a ticket from 2⁴⁸ on.
     pub fn post(&self, ticket: u64, request: Vec<u8>) -> Result<bool> {
+        elsewhere(self.home)?;
         let Shared { options, counts, .. } = &*self.shared;
         if ticket >= TICKETS {
             return Err(Error::new(SLOTS_CONFIG, format!("ticket {ticket} is larger than 2^48 - 1")));
         }
         if request.len() > options.slot_bytes {
-            return Err(Error::new(SLOT_FULL, "a request does not fit into a slot")
+            return Err(Error::new(SLOT_FULL, "a request is larger than what is reserved for a batch")
                 .at("needed", format!("{} bytes", request.len()))
-                .at("slot", format!("{} bytes", options.slot_bytes)));
+                .at("reserved", format!("{} bytes", options.slot_bytes))
+                .hint(
+                    "reserve more for each: `.max_batch_bytes(..)` of the loader, `slot_bytes` of a pool",
+                ));
         }
         let mut tasks = self.shared.tasks();
         if tasks.by_ticket.len() + counts.loaned.load(Ordering::Relaxed) >= options.slots {
@@ -128,6 +137,7 @@ impl Pool {
     /// # Errors
     /// `P0302` if no worker is left and none can be started, with the last reason.
     pub fn take(&self, ticket: u64) -> Result<Outcome> {
+        elsewhere(self.home)?;
         let mut tasks = self.shared.tasks();
         loop {
             let Some(entry) = tasks.by_ticket.get_mut(&ticket) else {
@@ -154,11 +164,17 @@ impl Pool {
 
     /// Nobody will take this task. A worker that is at it is still watched.
     pub fn withdraw(&self, ticket: u64) {
+        if !self.home.is_here() {
+            return;
+        }
         self.shared.tasks().withdraw(ticket);
     }
 
     /// Begins a new count of deaths that are made good, and tries again to start workers that could not be started.
     pub fn renew(&self) {
+        if !self.home.is_here() {
+            return;
+        }
         let mut tasks = self.shared.tasks();
         tasks.redone = 0;
         tasks.unstaffed = None;
@@ -187,6 +203,9 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
+        if !self.home.is_here() {
+            return;
+        }
         self.shared.ending.store(true, Ordering::Release);
         self.shared.wakes.iter().for_each(Wake::wake);
         // Nothing is ever sent: the channel closes. Whoever the kernel does not bury in time is left to its keeper.
@@ -227,6 +246,8 @@ struct Tasks {
     failure: Option<Error>,
     /// No further attempt before this.
     not_before: Instant,
+    /// The last workers that died, and of what.
+    deaths: VecDeque<String>,
     /// Why there are no workers any more.
     unstaffed: Option<Error>,
     /// A worker has died at several tasks at once, and nobody knows at which: workers get one at a time.
@@ -243,6 +264,7 @@ impl Default for Tasks {
             futile: 0,
             failure: None,
             not_before: Instant::now(),
+            deaths: VecDeque::new(),
             unstaffed: None,
             cautious: false,
         }
@@ -353,7 +375,7 @@ impl Shared {
             return now;
         }
         if tasks.staffed == 0 && tasks.unstaffed.is_none() {
-            let error = unstaffed(tasks.failure.as_ref());
+            let error = unstaffed(tasks.failure.as_ref(), &mut tasks.deaths.iter());
             tasks.unstaffed = Some(error);
             drop(tasks);
             self.news.notify_all();
@@ -396,6 +418,16 @@ impl Shared {
         let mut counted = false;
         let begun = member.held.values().filter(|held| held.begun && !held.returned).count();
         let torn = begun > 1;
+        let at =
+            member.held.values().find(|held| held.begun && !held.returned).map(|held| {
+                format!(" in {}", (self.options.describe)(&held.request, held.phase, held.progress))
+            });
+        let (worker, pid, cause, at) =
+            (member.worker, member.child.pid(), ended.cause, at.unwrap_or_default());
+        tasks.deaths.push_back(format!("worker {worker}, pid {pid}: {cause}{at}"));
+        if tasks.deaths.len() > FUTILE {
+            tasks.deaths.pop_front();
+        }
         if torn && !tasks.cautious {
             tasks.cautious = true;
             say(&one_at_a_time(member.child.name()));
@@ -465,6 +497,8 @@ struct Keeper {
 struct Member {
     worker: usize,
     child: Child,
+    /// It has read what it works with.
+    loaded: bool,
     ready: bool,
     /// For how long it has been starting.
     starting: Lived,
@@ -544,6 +578,7 @@ impl Keeper {
         Ok(Member {
             worker: self.worker,
             child,
+            loaded: false,
             ready: false,
             starting: Lived::default(),
             held: BTreeMap::new(),
@@ -659,6 +694,7 @@ impl Keeper {
                 self.shared.tasks().end(ticket, end);
                 self.shared.news.notify_all();
             }
+            Got::Packet { tag: Tag::Message, body } if body == LOADED => member.loaded = true,
             Got::Packet { tag: Tag::Message, .. } => {
                 member.ready = true;
                 let mut tasks = self.shared.tasks();
@@ -740,9 +776,7 @@ impl Keeper {
         if member.stuck.is_some() {
             return Some(unready(&member, self.shared.options.start));
         }
-        Some(ended.into_result(&name).err().unwrap_or_else(|| {
-            Error::new(POOL_START, "a worker process left before it was ready").at("process", name)
-        }))
+        Some(left_early(&name, member.loaded, ended))
     }
 }
 
@@ -757,10 +791,12 @@ impl Member {
 
 /// A worker's life.
 fn serve<W: Work>(work: &W, parent: &Parent) -> Result<()> {
+    parent.send(LOADED)?;
     let Received::Message(message) = parent.recv(ASSIGNED)? else { return Ok(()) };
     let Assignment { worker, workers, threads, most } = postcard::from_bytes(&message)?;
     offer_to_the_memory_killer();
     work.start(worker, workers)?;
+    copies::end_if_copied(|| "the start of a worker");
     parent.send(b"ready")?;
     thread::scope(|scope| {
         for thread in 1..threads {
@@ -798,10 +834,12 @@ fn do_tasks<W: Work>(work: &W, control: &Control, most: usize) {
 
 /// The error of a worker that takes too long to start.
 fn unready(member: &Member, limit: Duration) -> Error {
-    Error::new(POOL_START, "a worker process did not get ready in time")
+    let error = Error::new(POOL_START, "a worker process did not get ready in time")
         .at("worker", format_args!("{}, pid {}", member.worker, member.child.pid()))
         .at("limit", format_args!("{limit:?}"))
-        .at("it is", member.stuck.as_deref().unwrap_or("gone"))
+        .at("in", starting(member.loaded))
+        .at("it is", member.stuck.as_deref().unwrap_or("gone"));
+    slow_start(error)
 }
 
 fn keepers_are_gone() -> Error {

@@ -11,7 +11,7 @@ use super::control::{Control, Tag};
 use super::memory::{Buffer, Region, available_bytes};
 use crate::codes::{OVER_BUDGET, REGION_KEPT, SLOT_FULL};
 use crate::error::{Error, Result};
-use crate::sys;
+use crate::{copies, sys};
 
 /// A task that a worker is at.
 pub struct Task {
@@ -110,6 +110,7 @@ impl Task {
 
 /// Sends frames to a parent that may be stopped for as long as it likes: when it ends, this process does.
 fn send(control: &Control, frames: &[(Tag, &[u8])]) {
+    copies::end_if_copied(|| "the code that a worker runs");
     let _ = control.send_all(frames, sys::deadline(std::time::Duration::MAX));
 }
 
@@ -162,10 +163,11 @@ impl Writing {
 impl Room {
     fn take(&mut self, bytes: usize) -> Result<()> {
         if bytes > self.left {
-            return Err(Error::new(SLOT_FULL, "a reply does not fit into a slot")
+            return Err(Error::new(SLOT_FULL, "a batch is larger than what is reserved for one")
                 .at("needed", format!("{bytes} bytes more"))
-                .at("slot", format!("{} bytes are left of it", self.left))
-                .hint("make batches smaller, or slots larger (`slot_bytes`): what they do not use costs nothing"));
+                .at("reserved", format!("{} bytes are left of it", self.left))
+                .hint("make batches smaller, or reserve more for each: `.max_batch_bytes(..)` of the loader, `slot_bytes` \
+                       of a pool; what is not used costs nothing"));
         }
         let available = if bytes < WORTH_ASKING { u64::MAX } else { available_bytes() };
         // The parent will have a copy of all of it.

@@ -11,9 +11,10 @@ use serde::Serialize;
 
 use super::control::{Control, Tag};
 use crate::codes::{ARGUMENT, NOT_HERE};
+use crate::contain::contain;
 use crate::entry::{self, Cookie, Kind};
 use crate::error::{Error, Result};
-use crate::spawn::{Child, Parent, SpawnOptions, Start, launch, start_failed};
+use crate::spawn::{Child, Parent, SpawnOptions, Start, launch, own_words_lost, panicked, start_failed};
 use crate::worker::{Entry, Order};
 use crate::{attach, function, image, sys};
 
@@ -26,13 +27,17 @@ pub(crate) struct Source {
 impl Source {
     pub(crate) fn serialise<A: Serialize>(entry: Entry, argument: &A) -> Result<Self> {
         attach::refusal();
-        let (bytes, functions) = function::sending(|| postcard::to_allocvec(argument))?;
+        let (bytes, functions) = function::sending(|| contain(|| postcard::to_allocvec(argument)))?;
+        let bytes = bytes.map_err(|panic| panic.explain(panicked::<A>()))?;
         let mut argument = bytes.map_err(|error| match attach::refusal() {
             Some(refusal) => refusal.at("type", type_name::<A>()),
-            None => Error::new(ARGUMENT, "the argument of a job cannot be serialised")
-                .at("type", type_name::<A>())
-                .because(&error)
-                .hint("the argument's `Serialize` must not fail or skip lengths"),
+            None => own_words_lost(
+                &error,
+                Error::new(ARGUMENT, "the argument of a job cannot be serialised")
+                    .at("type", type_name::<A>()),
+            )
+            .because(&error)
+            .hint("the argument's `Serialize` must not fail or skip lengths"),
         })?;
         argument.extend(functions);
         Ok(Self { entry, argument })

@@ -100,7 +100,11 @@ impl Layout {
     ///
     /// `P0208` if a number is out of range.
     pub(super) fn new(config: &SlotsConfig) -> Result<Self> {
-        let refused = |what: String| Err(Error::new(codes::SLOTS_CONFIG, what));
+        let refused = |what: String| {
+            Err(Error::new(codes::SLOTS_CONFIG, what).hint(
+                "reserve less: fewer workers; of a loader also a lower `.max_batch_bytes(..)` or `.prefetch_factor(..)`",
+            ))
+        };
         if !(1..=WORKERS).contains(&config.workers) {
             return refused(format!("`workers` is {}: it must be 1 to {WORKERS}", config.workers));
         }
@@ -238,12 +242,11 @@ impl Shared {
     pub(super) fn commit(&self, slot: usize, owner: u32, end: u64) -> Result<()> {
         let Layout { slot_bytes, budget_bytes, page, .. } = self.layout;
         if end > slot_bytes as u64 {
-            return Err(Error::new(codes::SLOT_FULL, "a reply does not fit into a slot")
+            return Err(Error::new(codes::SLOT_FULL, "a batch is larger than what is reserved for one")
                 .at("needed", format!("{end} bytes"))
-                .at("slot", format!("{slot_bytes} bytes"))
-                .hint(
-                    "make batches smaller, or slots larger (`slot_bytes`): they cost addresses, not memory",
-                ));
+                .at("reserved", format!("{slot_bytes} bytes"))
+                .hint("make batches smaller, or reserve more for each: `.max_batch_bytes(..)` of the loader, `slot_bytes` \
+                       of a pool; that costs addresses, not memory"));
         }
         let committed = &self.notes(slot).committed;
         let (had, wanted) = (committed.load(Ordering::Relaxed), end.next_multiple_of(page as u64));

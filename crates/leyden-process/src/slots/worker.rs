@@ -9,7 +9,7 @@ use super::layout::Shared;
 use super::{Futexes, read};
 use crate::memory::{Memory, Region, foreign};
 use crate::protocol::{self, State, Word};
-use crate::{Error, Result, codes, futex, tombstone};
+use crate::{Error, Result, codes, copies, futex, tombstone};
 
 /// The worker's side. Several threads may claim at once.
 #[derive(Clone)]
@@ -27,7 +27,9 @@ impl SlotsWorker {
     ///
     /// `P0207` if the descriptor is not that of slots with so many workers; `P0203` if it cannot be mapped.
     pub fn open(fd: OwnedFd, worker: usize) -> Result<Self> {
-        let shared = Shared::open(Memory::from_fd(fd)?)?;
+        let memory = Memory::from_fd(fd)?;
+        memory.keep_from_copies();
+        let shared = Shared::open(memory)?;
         if worker >= shared.layout().workers {
             return Err(foreign(&format!("worker {worker} is not one of its {}", shared.layout().workers)));
         }
@@ -47,6 +49,7 @@ impl SlotsWorker {
     /// nothing at the deadline, or once the parent has [closed](super::Slots::close) the slots.
     pub fn claim(&self, deadline: Instant) -> Option<Task> {
         let Side { shared, worker } = &*self.0;
+        copies::end_if_copied(|| WORK);
         let posted = shared.posted();
         let claim = || protocol::claim(shared.layout().slots, |slot| &shared.slot(slot).word, *worker);
         let closed = || posted.closed.load(Ordering::Acquire) != 0;
@@ -110,12 +113,14 @@ impl Task {
     /// Notes how far it is, for the parent to read at any time, also after this process's death. One store.
     #[inline]
     pub fn set_progress(&self, progress: u64) {
+        copies::end_if_copied(|| WORK);
         self.writer.0.side.shared.notes(self.writer.0.slot).progress.store(progress, Ordering::Relaxed);
     }
 
     /// Notes what is being done; as [`set_progress`](Task::set_progress).
     #[inline]
     pub fn set_phase(&self, phase: u8) {
+        copies::end_if_copied(|| WORK);
         self.writer.0.side.shared.notes(self.writer.0.slot).phase.store(phase.into(), Ordering::Relaxed);
     }
 
@@ -136,6 +141,7 @@ impl Task {
     /// The task comes back with the error, so that it can fail with a body that says why. `P0209` if a [`Region`] or
     /// a clone of the [`Writer`] still exists; `P0204`, `P0205` if there is no room for the body.
     pub fn complete(mut self, body: &[u8]) -> std::result::Result<(), (Error, Self)> {
+        copies::end_if_copied(|| WORK);
         if Arc::get_mut(&mut self.writer.0).is_none() {
             let error = Error::new(
                 codes::REGION_KEPT,
@@ -163,6 +169,7 @@ impl Task {
     }
 
     fn end(&mut self, body: &[u8]) {
+        copies::end_if_copied(|| WORK);
         self.open = false;
         let alone = Arc::get_mut(&mut self.writer.0).is_some();
         let writing = &self.writer.0;
@@ -215,6 +222,7 @@ impl Writer {
     /// `P0205` if the slot is full; `P0204` if the memory is not there: by the budget of all slots, by the machine, or
     /// by a memory cgroup.
     pub fn alloc(&self, bytes: usize) -> Result<(u32, Region)> {
+        copies::end_if_copied(|| WORK);
         let mut end = self.0.end.lock().unwrap_or_else(PoisonError::into_inner);
         let at = self.0.reserve(&mut end, bytes as u64)?;
         let number = u32::try_from(end.regions.len())
@@ -290,6 +298,9 @@ impl Drop for Writing {
         }
     }
 }
+
+/// What a copy of a worker comes back from, where nobody knows more.
+const WORK: &str = "the code that a worker runs";
 
 /// Of regions, in bytes: a cache line, and more than any vector instruction asks for.
 pub(super) const ALIGN: u64 = 64;

@@ -13,15 +13,19 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{Child, Ends, Fresh, Parent, SpawnOptions, Start, end, launch, on_the_spawner, start_failed};
-use crate::codes::{ARGUMENT, FORK, NO_HELLO, START};
+use super::{
+    Child, Ends, Fresh, Parent, SpawnOptions, Start, end, launch, on_the_spawner, own_words_lost, panicked,
+    start_failed,
+};
+use crate::codes::{ARGUMENT, FORK, NO_HELLO, POOL_START, START};
+use crate::contain::contain;
 use crate::control::{Control, FDS_PER_MESSAGE, Got, Tag};
 use crate::entry::{self, Cookie, Kind, Role};
 use crate::error::{Error, Result};
 use crate::stderr::WORKING;
 use crate::supervise::{self, Process, said};
 use crate::sys::{self, Resource};
-use crate::worker::{self, Entry, Order, Work, read_argument};
+use crate::worker::{self, Entry, Order, READING, Work, read_argument};
 use crate::zygote::{Answer, Request};
 use crate::{attach, function, image, threads};
 
@@ -152,12 +156,15 @@ impl Argument {
         let memory = sys::memfd("leyden-argument").map_err(|error| fail(&error))?;
         let mut writer = BufWriter::with_capacity(1 << 20, Bounded::new(&memory));
         attach::refusal();
-        let (result, attached) =
-            attach::collect(|| function::sending(|| postcard::to_io(value, &mut writer).map(drop)));
+        let (result, attached) = attach::collect(|| {
+            function::sending(|| contain(|| postcard::to_io(value, &mut writer).map(drop)))
+        });
         let (result, functions) = result?;
+        let result = result.map_err(|panic| panic.explain(panicked::<A>()))?;
         let result = result.map_err(|error| match attach::refusal() {
             Some(refusal) => refusal.at("type", type_name::<A>()),
-            None => fail(&error).hint("the argument's `Serialize` must not fail or skip lengths"),
+            None => own_words_lost(&error, fail(&error))
+                .hint("the argument's `Serialize` must not fail or skip lengths"),
         });
         let appended = result.is_ok().then(|| writer.write_all(&functions));
         // The flavour's error says only that a write failed; the flush says why.
@@ -287,7 +294,8 @@ fn spawn_from_zygote(
     entry::preflight()?;
     let mut zygote = zygote.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     // One that was killed is noticed by asking it. A new one that is gone at once has a reason of its own.
-    if let Some(running) = &mut *zygote
+    // That of a process which was copied is not ours.
+    if let Some(running) = zygote.as_mut().filter(|zygote| zygote.home.is_here())
         && let Some(mut child) = fork_in(running, options)?
     {
         child.expect_hello(options.hello_timeout)?;
@@ -308,35 +316,40 @@ fn spawn_from_zygote(
 }
 
 fn start_zygote(entry: Entry, argument: &Argument, options: &SpawnOptions<'_>) -> Result<Child> {
-    /// Reading an argument takes about a second for each GB; a stuck `Deserialize` must still be noticed.
-    const READING: Duration = Duration::from_secs(600);
     let options = SpawnOptions {
         name: format!("{} (zygote)", options.name),
         hello_timeout: options.hello_timeout,
+        reading_timeout: options.reading_timeout,
         forward_stderr: options.forward_stderr,
         ..SpawnOptions::default()
     };
     let mut zygote = launch(Kind::Zygote, &options)?;
     order(&zygote, entry, argument, &options)?;
     zygote.expect_hello(options.hello_timeout)?;
-    let why = match zygote.control.receive(sys::deadline(READING)) {
+    let why = match zygote.control.receive(sys::deadline(options.reading_timeout)) {
         Ok(Got::Packet { tag: Tag::Loaded, .. }) => return Ok(zygote),
         Ok(Got::Packet { tag: Tag::Goodbye, body, .. }) => match Error::from_wire(&body) {
             Some(error) => return Err(error.at_if_absent("process", &options.name)),
             None => "it said goodbye".to_owned(),
         },
         Ok(Got::TimedOut) => {
-            format!(
-                "it has not read the argument in {READING:?}, and is {}",
-                supervise::evidence(zygote.pid())
-            )
+            let limit = options.reading_timeout;
+            let error = Error::new(POOL_START, "a zygote did not read the job's argument in time")
+                .at("process", format_args!("{}, pid {}", options.name, zygote.pid()))
+                .at("limit", format_args!("{limit:?}"))
+                .at("in", READING)
+                .at("it is", supervise::evidence(zygote.pid()))
+                .hint("make the argument's `Deserialize` quicker, or give it more time (of a loader: `.start_timeout(..)`)");
+            return Err(said(error, &zygote.stderr()));
         }
         _ => match zygote.ended(Duration::from_secs(1)) {
-            Some(ended) => format!("it was {ended}"),
+            Some(ended) => format!("it has ended: {ended}"),
             None => "it closed its control socket".to_owned(),
         },
     };
-    let error = Error::new(NO_HELLO, "a zygote did not read the job's argument").at("process", &options.name);
+    let error = Error::new(NO_HELLO, "a zygote did not read the job's argument")
+        .at("process", &options.name)
+        .at("in", READING);
     Err(said(error.why(why), &zygote.stderr()))
 }
 

@@ -14,7 +14,7 @@ use crate::codes::{ARGUMENT, CONTROL, START};
 use crate::control::{Control, Got, Tag, release_all};
 use crate::error::{Error, Result};
 use crate::sys::Wake;
-use crate::{entry, exit, image, sys};
+use crate::{copies, entry, exit, image, sys};
 
 /// Ties this process's life to its parent's: from here on it dies with it, and so does its group.
 pub(crate) fn arm(control: Control) -> Control {
@@ -128,6 +128,7 @@ pub(crate) fn after_fork(
     work: Work,
 ) -> ! {
     entry::note_worker();
+    copies::watch();
     // SAFETY: setpgid takes numbers; dup2 replaces the standard descriptors, which everybody expects to be replaced.
     unsafe {
         libc::setpgid(0, 0);

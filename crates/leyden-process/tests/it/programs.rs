@@ -141,6 +141,8 @@ fn a_program_without_descriptors_is_told_so_and_nothing_is_left_behind() {
     assert_eq!(output.status.code(), Some(0), "{text}");
     assert!(text.contains("error[P0106]: a process could not be started"), "{text}");
     assert!(text.contains("their limit (`ulimit -n`)  256"), "{text}");
+    let open = text.lines().find_map(|line| line.trim().strip_prefix("open descriptors")).unwrap();
+    assert!(open.trim().parse::<u32>().unwrap() > 200, "counted although none is left: {open}");
     assert!(text.contains(" started"), "with enough room it starts: {text}");
     assert!(text.ends_with("hello from echo\n"), "{text}");
 }

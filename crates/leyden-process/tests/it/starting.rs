@@ -132,6 +132,10 @@ fn an_argument_that_cannot_be_read_back_is_named() {
         job.spawn(&SpawnOptions::default()).unwrap().ended(LONG).unwrap().into_result("x").unwrap_err();
     assert_eq!(error.code(), ARGUMENT);
     assert!(error.place("type").unwrap().ends_with("Spoiled"), "{error:?}");
+    assert!(
+        error.reasons().iter().any(|why| why.ends_with("the words of its error do not cross")),
+        "{error:?}"
+    );
 }
 
 #[test]

@@ -65,6 +65,8 @@ pub(crate) enum Act {
     Hello(PathBuf),
     /// Starts a program that sleeps, and leaves its number as another mark.
     Program,
+    /// Copies the process; both go on.
+    Fork,
     /// Starts a program, and dies.
     ProgramThenAbort,
 }
@@ -118,6 +120,11 @@ impl Trouble {
     /// The process numbers of the programs that were started.
     pub(crate) fn programs(&self) -> Vec<i32> {
         marks(&self.folder, "program").into_iter().map(|mark| mark.pid).collect()
+    }
+
+    /// The marks of copies of workers.
+    pub(crate) fn copies(&self) -> Vec<Mark> {
+        marks(&self.folder, "copy")
     }
 
     /// Waits for the mark of an act.
@@ -202,6 +209,12 @@ impl Trouble {
             Act::Hello(program) => {
                 let output = std::process::Command::new(program).arg("hello").output()?;
                 assert_eq!(String::from_utf8_lossy(&output.stdout), "hello from main\n", "{output:?}");
+            }
+            Act::Fork => {
+                // SAFETY: fork has no preconditions; what the copy may do is what is tested.
+                if unsafe { libc::fork() } == 0 {
+                    leave_mark(&self.folder, "copy", std::process::id(), usize::MAX);
+                }
             }
             Act::Program => self.start_program()?,
             Act::ProgramThenAbort => {

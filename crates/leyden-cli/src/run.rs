@@ -1,0 +1,143 @@
+//! `leyden run`: ranks of any program, watched.
+
+use std::ffi::OsString;
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use leyden_process::guarded::Guarded;
+use leyden_process::signal::{Listener, Signal};
+use leyden_process::{Result, exit};
+
+#[derive(Args)]
+pub(crate) struct Run {
+    /// How many ranks
+    #[arg(short = 'n', long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    ranks: u16,
+    /// Seconds that the other ranks have to end by themselves once one has failed
+    #[arg(long, default_value_t = 5)]
+    grace: u64,
+    /// The program and its arguments
+    #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+    program: Vec<OsString>,
+}
+
+struct Rank {
+    number: u16,
+    program: Guarded,
+    ended: Option<ExitStatus>,
+    /// What passes its lines on.
+    forwards: Vec<JoinHandle<()>>,
+}
+
+impl Run {
+    /// Runs until all have ended; gives the exit code.
+    ///
+    /// # Errors
+    /// Those of [`Guarded::spawn`].
+    pub(crate) fn run(&self) -> Result<u8> {
+        let signals = Listener::start();
+        let born = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let run = format!("leyden-{}-{born}", std::process::id());
+        let mut ranks = (0..self.ranks).map(|number| self.start(number, &run)).collect::<Result<Vec<_>>>()?;
+        let mut passed_on = false;
+        let mut failed: Option<(u8, Instant)> = None;
+        loop {
+            for rank in ranks.iter_mut().filter(|rank| rank.ended.is_none()) {
+                rank.ended = rank.program.wait(Duration::ZERO)?;
+                let Some(status) = rank.ended.filter(|status| !status.success()) else { continue };
+                eprintln!("leyden: rank {} {}", rank.number, words(status));
+                failed.get_or_insert_with(|| (code(status), Instant::now()));
+            }
+            if ranks.iter().all(|rank| rank.ended.is_some()) {
+                Self::await_last_lines(&ranks);
+                return Ok(failed.map_or(exit::OK, |(code, _)| code));
+            }
+            // A second one ends this process at once, and with it all ranks.
+            if let Some(signal) = signals.received().filter(|_| !passed_on) {
+                passed_on = true;
+                ranks.iter_mut().for_each(|rank| rank.pass_on(signal));
+            }
+            if failed.is_some_and(|(_, since)| since.elapsed() >= Duration::from_secs(self.grace)) {
+                for rank in ranks.iter_mut().filter(|rank| rank.ended.is_none()) {
+                    eprintln!(
+                        "leyden: rank {} has not ended within {} s, and is killed",
+                        rank.number, self.grace
+                    );
+                    rank.program.kill();
+                }
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    fn start(&self, number: u16, run: &str) -> Result<Rank> {
+        let mut command = Command::new(&self.program[0]);
+        command.args(&self.program[1..]);
+        command.env("RANK", number.to_string()).env("WORLD_SIZE", self.ranks.to_string());
+        command.env("LOCAL_RANK", number.to_string()).env("LOCAL_WORLD_SIZE", self.ranks.to_string());
+        command.env("TORCHELASTIC_RUN_ID", run);
+        // Rank 0 talks as the program would; the others' lines bear their numbers.
+        if number > 0 {
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        }
+        let mut program = Guarded::spawn(&mut command)?;
+        let stdout = program.stdout.take().map(|stdout| forward(number, stdout, std::io::stdout));
+        let stderr = program.stderr.take().map(|stderr| forward(number, stderr, std::io::stderr));
+        let forwards = stdout.into_iter().chain(stderr).collect();
+        Ok(Rank { number, program, ended: None, forwards })
+    }
+
+    /// Something that a rank has started and that has left its group may hold its pipes: not for ever.
+    fn await_last_lines(ranks: &[Rank]) {
+        let began = Instant::now();
+        let forwards = || ranks.iter().flat_map(|rank| &rank.forwards);
+        while began.elapsed() < LAST_LINES && !forwards().all(JoinHandle::is_finished) {
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+impl Rank {
+    fn pass_on(&mut self, signal: Signal) {
+        if self.ended.is_none() {
+            self.program.signal(signal);
+        }
+    }
+}
+
+/// Passes a rank's lines on, with its number in front, until it has closed them.
+fn forward<W: Write + 'static>(rank: u16, from: impl Read + Send + 'static, to: fn() -> W) -> JoinHandle<()> {
+    thread::spawn(move || {
+        let mut from = BufReader::new(from);
+        let mut line = Vec::new();
+        while from.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+            if line.last() != Some(&b'\n') {
+                line.push(b'\n');
+            }
+            // Whoever listens may have gone; the rank must not be stopped by that.
+            let _ = to().write_all(&[format!("[rank {rank}] ").as_bytes(), &line].concat());
+            line.clear();
+        }
+    })
+}
+
+fn words(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exited with code {code}"),
+        (None, Some(signal)) => format!("was killed by signal {signal}"),
+        (None, None) => "ended".to_owned(),
+    }
+}
+
+fn code(status: ExitStatus) -> u8 {
+    status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::WORKER_DIED)
+}
+
+/// How long to wait for the last lines of ranks that have ended.
+const LAST_LINES: Duration = Duration::from_secs(1);
+/// How often to look whether a rank has ended.
+const LOOK: Duration = Duration::from_millis(10);

@@ -1,0 +1,101 @@
+//! Ranks that something else has started: by hand, by the real torchrun, by the real mpirun.
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// The example `joined`, without what launchers have set for the test itself.
+fn joined() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().unwrap().parent().unwrap().join("examples/joined");
+    assert!(program.exists(), "{} is built by `cargo test -p leyden-comm`", program.display());
+    program
+}
+
+/// Runs one process for each pair of a rank and a number of ranks, of one run, and gives what became of each.
+fn by_hand(run: &str, ranks: &[(usize, usize)]) -> Vec<Output> {
+    let start = |(rank, size): &(usize, usize)| {
+        let mut command = Command::new(joined());
+        command.env("RANK", rank.to_string()).env("WORLD_SIZE", size.to_string());
+        command.env("TORCHELASTIC_RUN_ID", format!("{run}-{}", std::process::id()));
+        command.env("LEYDEN_JOIN_TIMEOUT", "2").env("RUST_BACKTRACE", "0");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let began = Instant::now();
+    let children: Vec<_> = ranks.iter().map(start).collect();
+    let outputs = children.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+    assert!(began.elapsed() < Duration::from_secs(20));
+    outputs
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn ranks_started_by_hand_find_each_other_in_any_order() {
+    for (run, ranks) in [("a", [(0, 3), (1, 3), (2, 3)]), ("b", [(2, 3), (1, 3), (0, 3)])] {
+        let outputs = by_hand(run, &ranks);
+        assert!(outputs.iter().all(|output| output.status.success()), "{outputs:?}");
+        let said: String = outputs.iter().map(|output| String::from_utf8_lossy(&output.stdout)).collect();
+        assert_eq!(said, "3 ranks, sums [6, 6, 6]\n");
+    }
+}
+
+#[test]
+fn a_rank_that_does_not_come_is_named_on_those_that_did() {
+    let outputs = by_hand("missing", &[(0, 3), (1, 3)]);
+    for output in &outputs {
+        let text = stderr(output);
+        assert!(text.contains("D0217") && text.contains("rank 2"), "{text}");
+    }
+    let outputs = by_hand("headless", &[(1, 2)]);
+    assert!(stderr(&outputs[0]).contains("rank 0 has not come"), "{outputs:?}");
+}
+
+#[test]
+fn a_rank_with_other_numbers_is_refused_with_the_reason() {
+    let outputs = by_hand("sizes", &[(0, 2), (1, 3)]);
+    let refused = stderr(&outputs[1]);
+    assert!(
+        refused.contains("D0218") && refused.contains("counts 3 ranks, and rank 0 counts 2"),
+        "{refused}"
+    );
+    assert!(stderr(&outputs[0]).contains("D0217"), "{outputs:?}");
+
+    let outputs = by_hand("twice", &[(0, 2), (0, 2), (1, 2)]);
+    let failed: Vec<_> = outputs.iter().filter(|output| !output.status.success()).map(stderr).collect();
+    assert!(failed.len() == 1 && failed[0].contains("another process is rank 0"), "{failed:?}");
+
+    let outputs = by_hand("again", &[(0, 3), (1, 3), (1, 3)]);
+    let failed: Vec<_> = outputs.iter().map(stderr).collect();
+    assert!(failed.iter().any(|text| text.contains("another process is rank 1")), "{failed:?}");
+}
+
+#[test]
+fn ranks_of_the_real_torchrun_find_each_other() {
+    let python = std::env::var("LEYDEN_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let has_torch = Command::new(&python).args(["-c", "import torch.distributed.run"]).output();
+    if !has_torch.is_ok_and(|output| output.status.success()) {
+        assert!(std::env::var_os("LEYDEN_REQUIRE_TORCH").is_none(), "{python} has no torch");
+        eprintln!("skipped: {python} has no torch");
+        return;
+    }
+    let mut torchrun = Command::new(python);
+    torchrun.args(["-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node", "3"]);
+    let output = torchrun.arg(joined()).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains("3 ranks, sums [6, 6, 6]"), "{output:?}");
+}
+
+#[test]
+fn ranks_of_the_real_mpirun_find_each_other() {
+    if Command::new("mpirun").arg("--version").output().is_err() {
+        assert!(std::env::var_os("LEYDEN_REQUIRE_MPI").is_none(), "there is no mpirun");
+        eprintln!("skipped: there is no mpirun (Debian: openmpi-bin)");
+        return;
+    }
+    let mut mpirun = Command::new("mpirun");
+    mpirun.args(["--allow-run-as-root", "--oversubscribe", "-n", "3"]).arg(joined());
+    let output = mpirun.output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains("3 ranks, sums [6, 6, 6]"), "{output:?}");
+}
