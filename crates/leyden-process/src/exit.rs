@@ -4,9 +4,8 @@
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 use std::ffi::c_int;
+use std::panic::catch_unwind;
 use std::sync::OnceLock;
-
-use crate::contain::contain;
 
 /// The run ended as asked.
 pub const OK: u8 = 0;
@@ -67,7 +66,8 @@ extern "C" fn exiting() {
 fn run(code: Option<i32>) {
     if let Some((process, act)) = ACT.get()
         && *process == std::process::id()
-        && let Ok(Some(code)) = contain(|| act(code))
+        // Not `contain`, which keeps something in a `thread_local!`.
+        && let Ok(Some(code)) = catch_unwind(|| act(code))
     {
         // SAFETY: a null stream stands for all.
         unsafe { libc::fflush(std::ptr::null_mut()) };
