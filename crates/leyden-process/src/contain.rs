@@ -42,7 +42,7 @@ pub fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
     HOOK.call_once(|| {
         let earlier = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            let noted = CONTAINED.with_borrow_mut(|frames| {
+            let note = |frames: &mut Vec<Option<String>>| {
                 let Some(frame) = frames.last_mut() else { return false };
                 // The newest place counts: `work` may have caught the first panic itself. It is printed as well, because
                 // a panic while another one unwinds ends the process, and must not be silent.
@@ -56,7 +56,9 @@ pub fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
                     let _ = writeln!(std::io::stderr(), "{info}\n{backtrace}");
                 }
                 true
-            });
+            };
+            // In a thread that ends the list is gone, and a panic in a panic would end the process.
+            let noted = CONTAINED.try_with(|frames| note(&mut frames.borrow_mut())).unwrap_or(false);
             if !noted {
                 earlier(info);
             }

@@ -62,6 +62,19 @@ impl Default for LaunchOptions {
 /// [`Environment`]) nothing is started: its ranks find each other on their host, and wait for each other up to 60 s, or as
 /// many seconds as `LEYDEN_JOIN_TIMEOUT` says. They are watched by each other alone, then: how one died is not known.
 ///
+/// # Example
+///
+/// ```no_run
+/// use leyden_comm::{ReduceOp, launch};
+///
+/// fn main() -> leyden_comm::Result<()> {
+///     let mut rank = launch::world(4)?.join()?;
+///     let mut numbers = [rank.rank() as f32];
+///     rank.all_reduce(&mut numbers, ReduceOp::Mean)?; // the same on all ranks: 1.5
+///     rank.barrier("the end")
+/// }
+/// ```
+///
 /// # Errors
 ///
 /// `D0101` if there cannot be that many ranks; `D0201` from another thread than that of `main`, and in a test, whose harness
