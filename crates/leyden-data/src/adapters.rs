@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codes::COMBINATION;
 use crate::collate::{Collate, Interleave, Pick, batch_rows};
-use crate::dataset::{Dataset, SampleCx, Subset, out_of_range};
+use crate::dataset::{Dataset, SampleCx, Subset, WorkerInfo, out_of_range};
 
 pub use streams::{
     ChainDataset, FilterStream, IterableDatasetExt, MapStream, MixStreams, ShuffleWindow, StreamFn,
@@ -143,6 +143,10 @@ where
     fn origin(&self) -> Option<String> {
         self.dataset.origin()
     }
+
+    fn worker_init(&self, worker: &WorkerInfo) -> Result<()> {
+        self.dataset.worker_init(worker)
+    }
 }
 
 /// See [`DatasetExt::map_batch`].
@@ -179,6 +183,10 @@ where
 
     fn origin(&self) -> Option<String> {
         self.dataset.origin()
+    }
+
+    fn worker_init(&self, worker: &WorkerInfo) -> Result<()> {
+        self.dataset.worker_init(worker)
     }
 }
 
@@ -217,6 +225,10 @@ where
     fn origin(&self) -> Option<String> {
         self.dataset.origin()
     }
+
+    fn worker_init(&self, worker: &WorkerInfo) -> Result<()> {
+        self.dataset.worker_init(worker)
+    }
 }
 
 /// See [`DatasetExt::take`].
@@ -247,6 +259,10 @@ impl<D: Dataset> Dataset for Take<D> {
 
     fn origin(&self) -> Option<String> {
         self.dataset.origin()
+    }
+
+    fn worker_init(&self, worker: &WorkerInfo) -> Result<()> {
+        self.dataset.worker_init(worker)
     }
 }
 
@@ -363,6 +379,9 @@ where
     fn collate(&self, items: Vec<Self::Item>) -> Result<D::Batch> {
         collate_drawn(items, |source, items| self.datasets[source].collate(items))
     }
+    fn worker_init(&self, worker: &WorkerInfo) -> Result<()> {
+        self.datasets.iter().try_for_each(|dataset| dataset.worker_init(worker))
+    }
 }
 
 /// Data sets drawn from in proportion to weights.
@@ -449,6 +468,9 @@ where
 
     fn collate(&self, items: Vec<Self::Item>) -> Result<D::Batch> {
         collate_drawn(items, |source, items| self.datasets[source].collate(items))
+    }
+    fn worker_init(&self, worker: &WorkerInfo) -> Result<()> {
+        self.datasets.iter().try_for_each(|dataset| dataset.worker_init(worker))
     }
 }
 
@@ -736,5 +758,37 @@ mod tests {
         let items =
             |dataset: &ConcatDataset<_>| (0..dataset.len()).map(|i| item(dataset, 0, i)).collect::<Vec<_>>();
         assert_eq!(items(&back), items(&mixed));
+    }
+
+    #[test]
+    fn wrapped_data_sets_prepare_their_workers_too() {
+        #[derive(Clone)]
+        struct Counting(std::sync::Arc<std::sync::atomic::AtomicUsize>);
+        impl Dataset for Counting {
+            type Item = u8;
+            type Batch = Vec<u8>;
+            fn len(&self) -> usize {
+                3
+            }
+            fn get(&self, _: usize, _: &mut SampleCx) -> Result<u8> {
+                Ok(0)
+            }
+            fn collate(&self, items: Vec<u8>) -> Result<Vec<u8>> {
+                Ok(items)
+            }
+            fn worker_init(&self, _: &WorkerInfo) -> Result<()> {
+                self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                Ok(())
+            }
+        }
+        let counting = Counting(Default::default());
+        let worker = WorkerInfo { worker: 0, workers: 1 };
+        let wrapped = counting.clone().map(|item, _: &mut SampleCx| Ok(item)).take(2);
+        wrapped.worker_init(&worker).unwrap();
+        counting.clone().map_batch(Ok::<_, Error>).worker_init(&worker).unwrap();
+        counting.clone().collate_with(Ok::<_, Error>).worker_init(&worker).unwrap();
+        assert_eq!(counting.0.load(std::sync::atomic::Ordering::Relaxed), 3);
+        let both = ConcatDataset::new(vec![VecDataset::new(vec![1]), VecDataset::new(vec![2])]).unwrap();
+        both.worker_init(&worker).unwrap();
     }
 }

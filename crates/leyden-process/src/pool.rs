@@ -467,9 +467,8 @@ impl Crew {
             Ok(()) => Ok(child),
             // It may have said why it left.
             Err(error) => {
-                let name = child.name().to_owned();
-                let ended = child.ended(DROP).map_or(Ok(()), |ended| ended.into_result(&name));
-                Err(ended.err().unwrap_or(error))
+                let ended = child.ended(DROP);
+                Err(ended.map_or(error, |ended| left_early(child.name(), false, ended)))
             }
         });
         match hired {

@@ -155,7 +155,7 @@ fn a_rank_that_dies_is_named_with_the_cause_and_its_last_words() {
     expect(
         &aborted,
         "D0105",
-        &["rank 1 died", "killed by SIGABRT", "bad pointer", "ranks 0, 2 in", "epoch end"],
+        &["rank 1 died", "killed by SIGABRT", "bad pointer", "epoch end"],
     );
     let killed = failure(3, |(), rank| {
         dies(
@@ -231,12 +231,12 @@ fn a_rank_that_is_stopped_suspends_the_budget() {
     let results = launch::spawn(
         2,
         |(), rank: &mut Rank| {
-            rank.set_limits(Duration::from_secs(5), Duration::from_millis(500));
+            rank.set_limits(Duration::from_secs(10), Duration::from_secs(3));
             if rank.rank() == 1 {
                 let pid = std::process::id();
                 // Somebody else must send it on again.
                 let mut waker = std::process::Command::new("sh");
-                waker.args(["-c", &format!("kill -STOP {pid}; sleep 1.5; kill -CONT {pid}")]);
+                waker.args(["-c", &format!("kill -STOP {pid}; sleep 4.5; kill -CONT {pid}")]);
                 waker.spawn()?.wait()?;
             }
             rank.barrier("after")

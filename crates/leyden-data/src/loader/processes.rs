@@ -170,6 +170,9 @@ impl Processes {
         match death.stuck {
             Some(_) => error
                 .hint("look at what `get` waits for there (a network file system, a lock, a child process), or raise `.timeout(..)`"),
+            None if death.poison && sample_of(task, death).is_none() => {
+                error.hint("make this batch by itself with `Workers::inline()`: what its samples become in `collate` kills")
+            }
             None if death.poison => error.hint(
                 "load the sample by itself, repair or remove it; `.on_bad_sample(BadSample::Skip)` goes on without it",
             ),

@@ -571,8 +571,8 @@ impl Keeper {
         };
         if let Err(error) = child.send(&postcard::to_allocvec(&assignment)?) {
             // It may have said why it left.
-            let ended = child.ended(DROP).map_or(Ok(()), |ended| ended.into_result(&spawn.name));
-            return Err(ended.err().unwrap_or(error));
+            let ended = child.ended(DROP);
+            return Err(ended.map_or(error, |ended| left_early(&spawn.name, false, ended)));
         }
         self.shared.tasks().unstaffed = None;
         Ok(Member {
