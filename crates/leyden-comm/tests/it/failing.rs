@@ -152,11 +152,7 @@ fn a_rank_that_dies_is_named_with_the_cause_and_its_last_words() {
         rank.barrier("epoch end")
     }
     let aborted = failure(3, |(), rank| dies(|| std::process::abort(), rank));
-    expect(
-        &aborted,
-        "D0105",
-        &["rank 1 died", "killed by SIGABRT", "bad pointer", "epoch end"],
-    );
+    expect(&aborted, "D0105", &["rank 1 died", "killed by SIGABRT", "bad pointer", "epoch end"]);
     let killed = failure(3, |(), rank| {
         dies(
             || {
