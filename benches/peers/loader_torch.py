@@ -282,9 +282,9 @@ def cell(name, context):
         return Passes(Keyed(), batch_size=1, **options(1))
     if name == "big-2proc":
         return Passes(Cycled(numbers(BATCH, IMAGE).view(BATCH, 3, 224, 224), BATCH * BIG_BATCHES), batch_size=BATCH, **options(2))
-    if name == "jpeg-2proc":
+    if name == "jpeg":
         return Decoded(Images("pillow"), batch_size=32, **options(2))
-    if name == "jpeg-2proc-torchvision":
+    if name == "jpeg-torchvision":
         return Decoded(Images("torchvision"), batch_size=32, **options(2))
     if name == "start-2spawn":
         return Start(TensorDataset(numbers(ROWS, WIDTH), torch.arange(ROWS) % 10), batch_size=BATCH, **options(2))

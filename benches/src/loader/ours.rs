@@ -31,7 +31,7 @@ pub(crate) fn serve(cell: &str) -> Result<()> {
             let images = Rows::new(64, &[3, 224, 224], 64 * 48)?;
             passes(DataLoader::builder(images).batch_size(64).workers(Workers::spawn(2)), 1)
         }
-        "jpeg-2proc" => {
+        "jpeg" => {
             let images = ImageFolder::open(jpegs()?)?.transform(ImageTransform::new().resize_to(224, 224))?;
             passes(DataLoader::builder(images).batch_size(32).workers(Workers::spawn(2)), 1)
         }
