@@ -72,10 +72,7 @@ pub(crate) fn plans() -> Vec<Plan> {
         },
         plan("loader/dict32-1proc", ANY, 7, Figure::Batch, ">= 50x"),
         plan("loader/big-2proc", ANY, 7, Figure::Bytes, ">= 4x"),
-        Plan {
-            tuned: Some("jpeg-torchvision"),
-            ..plan("loader/jpeg", ANY, 5, Figure::Images, ">= 2.5x")
-        },
+        Plan { tuned: Some("jpeg-torchvision"), ..plan("loader/jpeg", ANY, 5, Figure::Images, ">= 2.5x") },
         Plan { peer_rounds: 5, ..plan("loader/start-2spawn", &["spawn"], 25, Figure::Start, "<= 5 ms") },
         Plan { peer_rounds: 1, ..plan("loader/ship-128mib", &["spawn"], 5, Figure::Start, ">= 50x") },
         Plan { peer_rounds: 1, ..plan("loader/resume-1e9", &["none"], 15, Figure::Resume, "<= 1 ms") },
