@@ -45,6 +45,7 @@ impl Run {
         let mut ranks = (0..self.ranks).map(|number| self.start(number, &run)).collect::<Result<Vec<_>>>()?;
         let mut passed_on = false;
         let mut failed: Option<(u8, Instant)> = None;
+        let mut killed = false;
         loop {
             for rank in ranks.iter_mut().filter(|rank| rank.ended.is_none()) {
                 rank.ended = rank.program.wait(Duration::ZERO)?;
@@ -61,7 +62,8 @@ impl Run {
                 passed_on = true;
                 ranks.iter_mut().for_each(|rank| rank.pass_on(signal));
             }
-            if failed.is_some_and(|(_, since)| since.elapsed() >= Duration::from_secs(self.grace)) {
+            let over = failed.is_some_and(|(_, since)| since.elapsed() >= Duration::from_secs(self.grace));
+            if over && !std::mem::replace(&mut killed, over) {
                 for rank in ranks.iter_mut().filter(|rank| rank.ended.is_none()) {
                     eprintln!(
                         "leyden: rank {} has not ended within {} s, and is killed",

@@ -31,6 +31,7 @@ fn a_rank_that_fails_gives_the_exit_code_and_ends_the_others_after_the_grace() {
     assert_eq!(output.status.code(), Some(7), "{said}");
     assert!(said.contains("rank 1 exited with code 7") && said.contains("rank 0 has not ended"), "{said}");
     assert!(took < Duration::from_secs(20), "{took:?}");
+    assert_eq!(said.matches("rank 0 has not ended").count(), 1, "{said}");
     let (output, _) = leyden("2", "if [ $RANK = 1 ]; then kill -KILL $$; fi");
     assert_eq!(output.status.code(), Some(102));
     assert!(text(&output.stderr).contains("rank 1 was killed by signal 9"));

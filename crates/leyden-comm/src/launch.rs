@@ -139,7 +139,10 @@ fn attend(world: &World, rank: usize, mut child: Child) -> Result<Vec<u8>> {
         }
     };
     if ended.cause == Cause::Done {
-        // What it failed of is told by itself.
+        // What it failed of outside of its function (its place, its result) is the world's failure too.
+        if let Some(error) = &ended.error {
+            world.poison(&error.clone().at_if_absent("rank", rank));
+        }
         world.tell_end(rank, ended.error.is_none(), "returned");
         return ended.into_result(&format!("rank {rank}")).map(|()| bytes);
     }

@@ -507,7 +507,7 @@ impl Call<'_> {
         for &peer in ranks.iter().filter(|&&peer| peer != *own) {
             met = waiter.wait_for(peer);
             if met.is_ok() && !self.compared && world.agreed(peer, self.group, *seq) != self.agreed {
-                met = waiter.compare(self.agreed);
+                met = Err(waiter.disagreement());
             }
             if met.is_err() {
                 break;

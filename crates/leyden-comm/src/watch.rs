@@ -168,7 +168,6 @@ impl Waiter<'_> {
 
     /// How long the peer could have done something about it.
     fn look(&self, peer: usize, clock: &mut Lived) -> Seen {
-        let before = clock.lived();
         let lived = clock.tick();
         // Asked rarely: it reads files.
         if lived < self.limits.warn.min(self.limits.budget).min(Duration::from_secs(1)) {
@@ -179,7 +178,6 @@ impl Waiter<'_> {
         let suspended = evidence.is_some_and(|seen| seen.is_traced() || seen.is_stopped());
         if suspended {
             *clock = Lived::default();
-            let _ = before;
         }
         Seen { lived, suspended }
     }
@@ -192,16 +190,8 @@ impl Waiter<'_> {
         }
     }
 
-    /// Whether all of a group's ranks agree on this collective; called when all have arrived, or on whoever has.
-    pub(crate) fn compare(&self, agreed: [u64; 2]) -> Result<()> {
-        let differs = |&&peer: &&usize| self.world.agreed(peer, self.group, self.seq) != agreed;
-        if self.members.iter().find(differs).is_none() {
-            return Ok(());
-        }
-        Err(self.disagreement())
-    }
-
-    fn disagreement(&self) -> Error {
+    /// The error of ranks that do not agree on this collective: of those that have arrived.
+    pub(crate) fn disagreement(&self) -> Error {
         let records: Vec<(usize, Record)> = self
             .members
             .iter()

@@ -243,6 +243,25 @@ fn a_rank_that_is_stopped_suspends_the_budget() {
 }
 
 #[test]
+fn a_result_that_cannot_be_sent_is_told_as_such() {
+    struct Unsendable;
+    impl serde::Serialize for Unsendable {
+        fn serialize<S: serde::Serializer>(&self, _: S) -> std::result::Result<S::Ok, S::Error> {
+            Err(serde::ser::Error::custom("no way"))
+        }
+    }
+    impl<'de> serde::Deserialize<'de> for Unsendable {
+        fn deserialize<D: serde::Deserializer<'de>>(_: D) -> std::result::Result<Self, D::Error> {
+            Ok(Self)
+        }
+    }
+    let error = launch::spawn(2, |(), rank: &mut Rank| rank.barrier("end").map(|()| Unsendable), &());
+    let error = error.map(drop).unwrap_err();
+    assert_eq!(error.code().id, "D0109", "{error:?}");
+    assert!(error.place("rank").is_some(), "{error:?}");
+}
+
+#[test]
 fn a_failed_world_gives_its_error_again() {
     let error = failure(2, |(), rank| {
         let first = match rank.rank() {
