@@ -9,6 +9,8 @@
 
 pub mod codes;
 #[cfg(target_os = "linux")]
+mod collective;
+#[cfg(target_os = "linux")]
 pub mod element;
 pub mod environment;
 #[cfg(target_os = "linux")]

@@ -9,15 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use leyden_process::{Error, Result, contain, futex, tombstone};
+use leyden_process::{Error, Result, contain, tombstone};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::codes::{ARGUMENT, OBJECT, RANK_ZERO_PANICKED, WORLD_SIZE};
-use crate::element::{Element, ReduceOp, finish, fold, reduce_two};
+use crate::collective::Call;
+use crate::element::{Element, ReduceOp};
 use crate::record::{Agreed, Op, Site};
-use crate::watch::{Limits, Waiter, now};
-use crate::world::{MOST_GROUPS, SITES, State, WINDOW, World};
+use crate::watch::{Limits, now};
+use crate::world::{MOST_GROUPS, SITES, State, World};
 
 /// One of the ranks of a world. What it does with others takes `&mut self`, and there is one of it: two threads cannot
 /// mix their collectives, and code inside [`on_rank_zero`](Self::on_rank_zero) cannot call any.
@@ -41,13 +42,13 @@ use crate::world::{MOST_GROUPS, SITES, State, WINDOW, World};
 /// # Ok::<(), leyden_comm::Error>(())
 /// ```
 pub struct Rank {
-    world: Arc<World>,
-    rank: usize,
+    pub(crate) world: Arc<World>,
+    pub(crate) rank: usize,
     /// How often its process had been here before.
-    times: u32,
-    limits: Limits,
-    spins: u32,
-    groups: Vec<Members>,
+    pub(crate) times: u32,
+    pub(crate) limits: Limits,
+    pub(crate) spins: u32,
+    pub(crate) groups: Vec<Members>,
     sites: Sites,
     /// Not `Sync`: one thread at a time.
     alone: PhantomData<Cell<()>>,
@@ -67,11 +68,11 @@ impl Group {
 pub struct RankZero(());
 
 /// A group as this rank sees it.
-struct Members {
-    ranks: Vec<usize>,
+pub(crate) struct Members {
+    pub(crate) ranks: Vec<usize>,
     /// Collectives begun, and arrivals made.
-    seq: u64,
-    tick: u32,
+    pub(crate) seq: u64,
+    pub(crate) tick: u32,
 }
 
 impl Rank {
@@ -154,7 +155,7 @@ impl Rank {
     #[track_caller]
     pub fn barrier_in(&mut self, group: Group, label: &str) -> Result<()> {
         let mut call = self.begin(group, Agreed::of(Op::Barrier), label)?;
-        call.meet(&[])
+        call.meet()
     }
 
     /// Makes of each element what `op` makes of those of all ranks, on all ranks (PyTorch: `dist.all_reduce`). Which
@@ -214,7 +215,7 @@ impl Rank {
     #[track_caller]
     pub fn all_gather<T: Element>(&mut self, data: &[T]) -> Result<Vec<T>> {
         let mut call = self.begin(Group::WORLD, agreed::<T>(Op::AllGather, data.len(), None, 0), "")?;
-        call.gather(data)
+        call.gather(data, None)
     }
 
     /// The same on `root` alone; the others get nothing (PyTorch: `dist.gather`).
@@ -225,7 +226,7 @@ impl Rank {
     pub fn gather<T: Element>(&mut self, data: &[T], root: usize) -> Result<Option<Vec<T>>> {
         self.check_root(root)?;
         let mut call = self.begin(Group::WORLD, agreed::<T>(Op::Gather, data.len(), None, root), "")?;
-        let all = call.gather(data)?;
+        let all = call.gather(data, Some(root))?;
         Ok((self.rank == root).then_some(all))
     }
 
@@ -390,7 +391,7 @@ impl Rank {
             self.world.forget_group(self.rank, number);
         }
         let mut call = self.begin(Group::WORLD, Agreed { count: hash, ..Agreed::of(Op::NewGroup) }, "")?;
-        call.meet(&[])?;
+        call.meet()?;
         // All write the same.
         self.world.set_members(number, &members);
         self.groups.push(Members { ranks: members, seq: 0, tick: 0 });
@@ -469,161 +470,6 @@ impl fmt::Debug for Rank {
             .field("rank", &self.rank)
             .field("of", &self.world.size())
             .finish_non_exhaustive()
-    }
-}
-
-/// A collective that has been announced.
-struct Call<'a> {
-    rank: &'a mut Rank,
-    group: usize,
-    agreed: [u64; 2],
-    compared: bool,
-}
-
-impl Call<'_> {
-    /// Arrives, with these bytes for the others to see, and waits for all. Once.
-    fn meet(&mut self, bytes: &[u8]) -> Result<()> {
-        let Rank { world, rank: own, times, limits, spins, groups, .. } = &mut *self.rank;
-        let Members { ranks, seq, tick } = &mut groups[self.group];
-        *tick = tick.wrapping_add(1);
-        world.write_window(*own, self.group, *tick, bytes);
-        let arrived = world.arrived(*own, self.group);
-        arrived.store(*tick, Ordering::SeqCst);
-        if world.sleepers(*own, self.group).load(Ordering::SeqCst) > 0 {
-            futex::wake(arrived, u32::MAX);
-        }
-        let waiter = Waiter {
-            world,
-            limits: *limits,
-            rank: *own,
-            times: *times,
-            group: self.group,
-            members: ranks,
-            seq: *seq,
-            tick: *tick,
-            spins: *spins,
-        };
-        let mut met = Ok(());
-        for &peer in ranks.iter().filter(|&&peer| peer != *own) {
-            met = waiter.wait_for(peer);
-            if met.is_ok() && !self.compared && world.agreed(peer, self.group, *seq) != self.agreed {
-                met = Err(waiter.disagreement());
-            }
-            if met.is_err() {
-                break;
-            }
-        }
-        self.compared = true;
-        met.inspect_err(|error| world.poison(error))
-    }
-
-    fn members(&self) -> &[usize] {
-        &self.rank.groups[self.group].ranks
-    }
-
-    fn read(&self, peer: usize, offset: usize, bytes: &mut [u8]) {
-        let tick = self.rank.groups[self.group].tick;
-        self.rank.world.read_window(peer, self.group, tick, offset, bytes);
-    }
-
-    /// Reduces `data` window by window; only on `root` if there is one.
-    fn reduce<T: Element>(&mut self, data: &mut [T], op: ReduceOp, root: Option<usize>) -> Result<()> {
-        /// How many elements are reduced at once: few enough to stay in the nearest cache.
-        const BLOCK: usize = 2048;
-        let each = WINDOW / size_of::<T>();
-        let own = self.rank.rank;
-        let ranks = self.members().len();
-        let mut partials = vec![T::Partial::default(); BLOCK.min(data.len())];
-        let mut block = vec![T::zeroed(); partials.len()];
-        if data.is_empty() {
-            return self.meet(&[]);
-        }
-        for window in data.chunks_mut(each) {
-            self.meet(bytemuck::cast_slice(window))?;
-            if root.is_some_and(|root| root != own) {
-                continue;
-            }
-            for (place, results) in window.chunks_mut(BLOCK).enumerate() {
-                let (partials, block) = (&mut partials[..results.len()], &mut block[..results.len()]);
-                if let [first, second] = self.rank.groups[self.group].ranks[..] {
-                    let peer = if first == own { second } else { first };
-                    self.read(peer, place * BLOCK * size_of::<T>(), bytemuck::cast_slice_mut(block));
-                    reduce_two(op, results, block, first == own);
-                    continue;
-                }
-                for (index, &peer) in self.rank.groups[self.group].ranks.iter().enumerate() {
-                    let next: &[T] = if peer == own {
-                        results
-                    } else {
-                        self.read(peer, place * BLOCK * size_of::<T>(), bytemuck::cast_slice_mut(block));
-                        block
-                    };
-                    if index == 0 {
-                        partials.iter_mut().zip(next).for_each(|(partial, next)| *partial = next.widen());
-                    } else {
-                        fold(op, partials, next);
-                    }
-                }
-                finish(op, partials, results, ranks);
-            }
-        }
-        Ok(())
-    }
-
-    fn broadcast(&mut self, bytes: &mut [u8], root: usize) -> Result<()> {
-        let own = self.rank.rank;
-        if bytes.is_empty() {
-            return self.meet(&[]);
-        }
-        for window in bytes.chunks_mut(WINDOW) {
-            self.meet(if own == root { window } else { &[] })?;
-            if own != root {
-                self.read(root, 0, window);
-            }
-        }
-        Ok(())
-    }
-
-    /// Bytes of which only the root knows how many, or why there are none.
-    fn broadcast_bytes(&mut self, mine: Option<Result<Vec<u8>>>, root: usize) -> Result<Result<Vec<u8>>> {
-        let (failed, mut bytes) = match mine {
-            Some(Ok(bytes)) => (false, bytes),
-            Some(Err(error)) => (true, error.to_wire()),
-            None => (false, Vec::new()),
-        };
-        let mut head = [bytes.len() as u64, u64::from(failed)];
-        self.broadcast(bytemuck::cast_slice_mut(&mut head), root)?;
-        bytes.resize(head[0] as usize, 0);
-        if !bytes.is_empty() {
-            self.broadcast(&mut bytes, root)?;
-        }
-        if head[1] == 0 {
-            return Ok(Ok(bytes));
-        }
-        let error = Error::from_wire(&bytes);
-        Ok(Err(error.unwrap_or_else(|| Error::new(OBJECT, "an object cannot be sent to the other ranks"))))
-    }
-
-    fn gather<T: Element>(&mut self, data: &[T]) -> Result<Vec<T>> {
-        let members = self.members().to_vec();
-        let mut all = vec![T::zeroed(); data.len() * members.len()];
-        if data.is_empty() {
-            self.meet(&[])?;
-            return Ok(all);
-        }
-        let each = WINDOW / size_of::<T>();
-        for (place, window) in data.chunks(each).enumerate() {
-            self.meet(bytemuck::cast_slice(window))?;
-            for (index, &peer) in members.iter().enumerate() {
-                let part = &mut all[index * data.len() + place * each..][..window.len()];
-                if peer == self.rank.rank {
-                    part.copy_from_slice(window);
-                } else {
-                    self.read(peer, 0, bytemuck::cast_slice_mut(part));
-                }
-            }
-        }
-        Ok(all)
     }
 }
 
