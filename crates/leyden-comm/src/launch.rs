@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use leyden_process::spawn::{Child, Job, Parent, Received, SpawnOptions};
 use leyden_process::supervise::Cause;
-use leyden_process::{Error, Result, contain};
+use leyden_process::{Error, Panic, Result, contain};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -63,8 +63,43 @@ where
     R: Serialize + DeserializeOwned + Send,
     F: Fn(A, &mut Rank) -> Result<R> + Copy + Send + Sync + 'static,
 {
-    let world = World::create(n)?;
     let job = Job::new(move |argument: A, parent| serve(f, argument, parent), argument)?;
+    start(n, &job)
+}
+
+/// Runs `f` on `n` fresh ranks, as [`spawn`] does; there [`world`] gives the world of these ranks, as it would in a program
+/// that has launched them: for code that joins by itself, such as a training (Lightning: `strategy="ddp_spawn"`).
+///
+/// # Errors
+/// As [`spawn`].
+///
+/// # Example
+///
+/// ```
+/// use leyden_comm::{ReduceOp, launch};
+///
+/// let sums = launch::program(2, |start: f32| {
+///     let mut rank = launch::world(2)?.join()?; // the same line as in `main`
+///     let mut number = [start + rank.rank() as f32];
+///     rank.all_reduce(&mut number, ReduceOp::Sum)?;
+///     Ok(number[0])
+/// }, &20.0)?;
+/// assert_eq!(sums, [41.0, 41.0]);
+/// # Ok::<(), leyden_comm::Error>(())
+/// ```
+pub fn program<A, R, F>(n: usize, f: F, argument: &A) -> Result<Vec<R>>
+where
+    A: Serialize + DeserializeOwned + Send + 'static,
+    R: Serialize + DeserializeOwned + Send,
+    F: Fn(A) -> Result<R> + Copy + Send + Sync + 'static,
+{
+    let job = Job::new(move |argument: A, parent| serve_program(f, argument, parent), argument)?;
+    start(n, &job)
+}
+
+/// Starts `n` ranks, and waits for what they return.
+fn start<R: DeserializeOwned + Send>(n: usize, job: &Job) -> Result<Vec<R>> {
+    let world = World::create(n)?;
     let children = (0..n).map(|rank| {
         let options = SpawnOptions { fds: vec![world.fd()], ..SpawnOptions::named(format!("rank {rank}")) };
         let child = job.spawn(&options)?;
@@ -97,12 +132,35 @@ where
     R: Serialize,
     F: Fn(A, &mut Rank) -> Result<R>,
 {
-    let Received::Message(number) = parent.recv(TOLD)? else { return Ok(()) };
+    let Some((world, number)) = told(&mut parent)? else { return Ok(()) };
+    let rank = Rank::enter(world, number)?;
+    answer(&parent, number, &live(rank, |rank| f(argument, rank))?)
+}
+
+/// A rank's process that joins by itself.
+fn serve_program<A, R, F>(f: F, argument: A, mut parent: Parent) -> Result<()>
+where
+    R: Serialize,
+    F: Fn(A) -> Result<R>,
+{
+    let Some((world, number)) = told(&mut parent)? else { return Ok(()) };
+    program::place(Arc::clone(&world), number);
+    let result = contain(|| f(argument)).unwrap_or_else(|panic| Err(panicked(panic)));
+    let result = result.map_err(|error| error.at_if_absent("rank", number));
+    answer(&parent, number, &result.inspect_err(|error| world.poison(error))?)
+}
+
+/// What a rank's process is told first: its world, and its number.
+fn told(parent: &mut Parent) -> Result<Option<(Arc<World>, usize)>> {
+    let Received::Message(number) = parent.recv(TOLD)? else { return Ok(None) };
     let number = number.try_into().map_or(usize::MAX, |bytes| u64::from_le_bytes(bytes) as usize);
-    let Some(fd) = parent.fds().pop() else { return Ok(()) };
-    let rank = Rank::enter(Arc::new(World::open(fd)?), number)?;
-    let result = live(rank, |rank| f(argument, rank))?;
-    let bytes = postcard::to_allocvec(&result).map_err(|error| {
+    let Some(fd) = parent.fds().pop() else { return Ok(None) };
+    Ok(Some((Arc::new(World::open(fd)?), number)))
+}
+
+/// Sends what a rank's function has returned.
+fn answer<R: Serialize>(parent: &Parent, number: usize, result: &R) -> Result<()> {
+    let bytes = postcard::to_allocvec(result).map_err(|error| {
         Error::new(OBJECT, "a rank's result cannot be sent").at("rank", number).because(&error)
     })?;
     bytes.chunks(MESSAGE).try_for_each(|piece| parent.send(piece))
@@ -110,9 +168,12 @@ where
 
 /// A rank's life: its error, or panic, is the world's.
 fn live<R>(mut rank: Rank, f: impl FnOnce(&mut Rank) -> Result<R>) -> Result<R> {
-    let result = contain(|| f(&mut rank))
-        .unwrap_or_else(|panic| Err(panic.explain(Error::new(RANK_PANICKED, "a rank panicked"))));
+    let result = contain(|| f(&mut rank)).unwrap_or_else(|panic| Err(panicked(panic)));
     result.map_err(|error| rank.fail(error))
+}
+
+fn panicked(panic: Panic) -> Error {
+    panic.explain(Error::new(RANK_PANICKED, "a rank panicked"))
 }
 
 /// Takes a rank's result, and tells the others how it ended.
@@ -124,10 +185,11 @@ fn attend(world: &World, rank: usize, mut child: Child) -> Result<Vec<u8>> {
             Received::Message(piece) => bytes.extend(piece),
             Received::TimedOut => {
                 // The others have seen that the world failed; what does not end by itself is ended.
-                let since = match world.is_calm() {
-                    true => continue,
-                    false => *failing.get_or_insert_with(std::time::Instant::now),
-                };
+                if world.is_calm() {
+                    failing = None;
+                    continue;
+                }
+                let since = *failing.get_or_insert_with(std::time::Instant::now);
                 if since.elapsed() > GRACE {
                     break child.stop(LOOK);
                 }

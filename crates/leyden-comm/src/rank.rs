@@ -7,18 +7,18 @@ use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use leyden_process::{Error, Result, contain, tombstone};
+use leyden_process::{Error, Result, contain, futex, tombstone};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::codes::{ARGUMENT, OBJECT, RANK_ZERO_PANICKED, WORLD_SIZE};
+use crate::codes::{ARGUMENT, LEFT, OBJECT, RANK_ZERO_PANICKED, WORLD_SIZE};
 use crate::collective::Call;
 use crate::element::{Element, ReduceOp};
 use crate::record::{Agreed, Op, Site};
 use crate::watch::{Limits, now};
-use crate::world::{MOST_GROUPS, SITES, State, World};
+use crate::world::{End, MOST_GROUPS, SITES, State, World};
 
 /// One of the ranks of a world. What it does with others takes `&mut self`, and there is one of it: two threads cannot
 /// mix their collectives, and code inside [`on_rank_zero`](Self::on_rank_zero) cannot call any.
@@ -90,9 +90,19 @@ impl Rank {
         }
         // What it has waited for, and where it was, is over; its collectives are counted on.
         world.set_phase(rank, 0, 0, 0);
+        if !world.is_calm() {
+            renew(&world, rank, times)?;
+        }
+        let (mut tick, mut seq) = (world.arrived(rank, 0).load(Ordering::Acquire), 0);
+        if let Some(last) = world.last_record(rank, 0) {
+            seq = last.seq;
+        }
+        if world.renewed().load(Ordering::Acquire) == times {
+            (tick, seq) = world.renewed_at();
+            world.arrived(rank, 0).store(tick, Ordering::Release);
+        }
         let mut again = Self::new(world, rank, times);
-        again.groups[0].tick = again.world.arrived(rank, 0).load(Ordering::Acquire);
-        again.groups[0].seq = again.world.last_record(rank, 0).map_or(0, |last| last.seq);
+        (again.groups[0].tick, again.groups[0].seq) = (tick, seq);
         again.world.set_state(rank, times, State::Present);
         Ok(again)
     }
@@ -289,6 +299,36 @@ impl Rank {
         read(&bytes?)
     }
 
+    /// What each rank has, in their order, on all ranks (PyTorch: `dist.all_gather_object`).
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier); `D0109`, on all ranks, if one cannot be serialised or read back.
+    #[track_caller]
+    pub fn all_gather_object<T: Serialize + DeserializeOwned>(
+        &mut self,
+        value: &T,
+        label: &str,
+    ) -> Result<Vec<T>> {
+        let (failed, bytes) = match serialise(value) {
+            Ok(bytes) => (false, bytes),
+            Err(error) => (true, error.at_if_absent("rank", self.rank).to_wire()),
+        };
+        let mut call = self.begin(Group::WORLD, Agreed::of(Op::AllGatherObject), label)?;
+        let sizes: Vec<i64> = call.gather(&[bytes.len() as i64, i64::from(failed)], None)?;
+        let longest = sizes.chunks_exact(2).map(|size| size[0] as usize).max().unwrap_or(0);
+        let mut padded = bytes;
+        padded.resize(longest, 0);
+        let all = call.gather(&padded, None)?;
+        let each = |rank: usize| &all[rank * longest..][..sizes[2 * rank] as usize];
+        if let Some(rank) = (0..self.world_size()).find(|rank| sizes[2 * rank + 1] != 0) {
+            let error = Error::from_wire(each(rank));
+            return Err(
+                error.unwrap_or_else(|| Error::new(OBJECT, "an object cannot be sent to the other ranks"))
+            );
+        }
+        (0..self.world_size()).map(|rank| read(each(rank))).collect()
+    }
+
     /// Whether any rank says so (a stop, a skip, the end of its data): flags may differ, and are put together.
     ///
     /// # Errors
@@ -398,8 +438,11 @@ impl Rank {
         Ok(Group(number as u8))
     }
 
-    /// Its code has failed: so has the world. Gives the error with its place.
-    pub(crate) fn fail(&self, error: Error) -> Error {
+    /// What this rank's code has failed of is the whole world's failure: all others end what they do together with this
+    /// error, which names this rank. Gives it, with its place.
+    ///
+    /// The first failure counts. Once all ranks have let go of their [`Rank`], they may join anew.
+    pub fn fail(&self, error: Error) -> Error {
         let error = error.at_if_absent("rank", self.rank);
         self.world.poison(&error);
         error
@@ -513,6 +556,47 @@ impl Sites {
         number
     }
 }
+
+/// Waits until all ranks have come back to a world that has failed, and so into one that has not.
+///
+/// # Errors
+/// What it failed of, if a rank does not come back: it has died or ended, or has failed again since.
+fn renew(world: &World, rank: usize, times: u32) -> Result<()> {
+    let failed = || world.poisoned().unwrap_or_else(|| Error::new(LEFT, "a rank does not come back"));
+    world.set_state(rank, times, State::Renewing);
+    let began = Instant::now();
+    loop {
+        let renewed = world.renewed().load(Ordering::Acquire);
+        if renewed == times {
+            return Ok(());
+        }
+        let back = |rank: usize| (world.times(rank) == times && world.state(rank) == State::Renewing);
+        if rank == 0 && (0..world.size()).all(back) {
+            world.renew(times);
+            return Ok(());
+        }
+        let lost = |rank: &usize| {
+            world.end(*rank).0 != End::Unknown
+                || tombstone::state(world.tombstone(*rank)) == tombstone::State::Dead
+                || world.times(*rank) > times
+                || world.times(*rank) == times && matches!(world.state(*rank), State::Left | State::Panicked)
+        };
+        if let Some(lost) = (0..world.size()).find(lost) {
+            world.set_state(rank, times, State::Left);
+            return Err(failed().at_if_absent("not back", format_args!("rank {lost}")));
+        }
+        if began.elapsed() > Limits::default().budget {
+            world.set_state(rank, times, State::Left);
+            let absent = (0..world.size()).filter(|&rank| !back(rank)).map(|rank| rank.to_string());
+            return Err(failed()
+                .at_if_absent("not back", format_args!("rank {}", absent.collect::<Vec<_>>().join(", "))));
+        }
+        futex::wait(world.renewed(), renewed, RENEWING);
+    }
+}
+
+/// How often a rank that waits for others to come back looks for them.
+const RENEWING: Duration = Duration::from_millis(1);
 
 /// How long [`Rank::on_rank_zero`] may take.
 const RANK_ZERO: Duration = Duration::from_secs(30 * 60);

@@ -20,11 +20,12 @@ pub(crate) enum Op {
     Agree,
     OnRankZero,
     NewGroup,
+    AllGatherObject,
 }
 
 impl Op {
     fn name(number: u8) -> &'static str {
-        const ALL: [(Op, &str); 12] = [
+        const ALL: [(Op, &str); 13] = [
             (Op::Barrier, "barrier"),
             (Op::Broadcast, "broadcast"),
             (Op::AllReduce, "all_reduce"),
@@ -37,6 +38,7 @@ impl Op {
             (Op::Agree, "agree_any"),
             (Op::OnRankZero, "on_rank_zero"),
             (Op::NewGroup, "new_group"),
+            (Op::AllGatherObject, "all_gather_object"),
         ];
         ALL.iter().find(|(op, _)| *op as u8 == number).map_or("unknown", |(_, name)| name)
     }

@@ -90,7 +90,7 @@ impl Waiter<'_> {
                 _ if self.has_arrived(peer) => return Ok(()),
                 ((End::Failed, words), ..) => return Err(self.died(peer, &words)),
                 ((End::Clean, words), ..) => return Err(self.left(peer, &words)),
-                (_, State::Absent | State::Present, Stone::NotYet | Stone::Held(_)) => {}
+                (_, State::Absent | State::Present | State::Renewing, Stone::NotYet | Stone::Held(_)) => {}
                 // It does not come any more. Whoever watches it will say how it ended, soon; who leaves without ending is
                 // not waited for longer.
                 (_, state, stone) => {
@@ -99,7 +99,9 @@ impl Waiter<'_> {
                         return Err(match state {
                             State::Left => self.left(peer, ""),
                             State::Panicked => self.died(peer, "it panicked"),
-                            State::Absent | State::Present => self.died(peer, "its process is gone"),
+                            State::Absent | State::Present | State::Renewing => {
+                                self.died(peer, "its process is gone")
+                            }
                         });
                     }
                 }

@@ -43,6 +43,8 @@ pub(crate) enum State {
     Left,
     /// It has let go of it in a panic.
     Panicked,
+    /// It wants to take part again, in a world that has failed.
+    Renewing,
 }
 
 /// How a process ended, as whoever started it says.
@@ -211,6 +213,7 @@ impl World {
             1 => State::Present,
             2 => State::Left,
             3 => State::Panicked,
+            4 => State::Renewing,
             _ => State::Absent,
         }
     }
@@ -218,12 +221,43 @@ impl World {
     /// The same to somebody who is here for the `times + 1`st time: one that has not come so often is yet to come, and one
     /// that has come more often has left.
     pub(crate) fn state_in(&self, rank: usize, times: u32) -> State {
-        let theirs = self.state_word(rank).load(Ordering::Acquire) >> STATE_BITS.count_ones();
-        match theirs.cmp(&times) {
+        match self.times(rank).cmp(&times) {
             cmp::Ordering::Less => State::Absent,
             cmp::Ordering::Equal => self.state(rank),
             cmp::Ordering::Greater => State::Left,
         }
+    }
+
+    /// How often a rank had come before.
+    pub(crate) fn times(&self, rank: usize) -> u32 {
+        self.state_word(rank).load(Ordering::Acquire) >> STATE_BITS.count_ones()
+    }
+
+    /// The failure is over, for ranks that have come `times` times before: their collectives go on at one number. Only rank
+    /// 0 says so, once all ranks have come back.
+    pub(crate) fn renew(&self, times: u32) {
+        let arrived = |rank| self.arrived(rank, 0).load(Ordering::Acquire);
+        // Of numbers that wrap around: the one that is furthest from the first.
+        let first = arrived(0);
+        let ahead = |rank: &usize| arrived(*rank).wrapping_sub(first) as i32;
+        let tick = (0..self.size).max_by_key(ahead).map_or(first, arrived);
+        let seq = (0..self.size).filter_map(|rank| self.last_record(rank, 0)).map(|last| last.seq).max();
+        self.memory.word(RENEWED_TICK).store(tick, Ordering::Relaxed);
+        self.memory.long(RENEWED_SEQ).store(seq.unwrap_or(0), Ordering::Relaxed);
+        self.poison_word().store(CALM, Ordering::Release);
+        self.memory.word(RENEWED).store(times, Ordering::Release);
+        futex::wake(self.memory.word(RENEWED), u32::MAX);
+    }
+
+    /// For which number of times the world was [renewed](Self::renew) last: to sleep on.
+    pub(crate) fn renewed(&self) -> &AtomicU32 {
+        self.memory.word(RENEWED)
+    }
+
+    /// Where collectives of all ranks go on since then: the arrival and the collective before.
+    pub(crate) fn renewed_at(&self) -> (u32, u64) {
+        let tick = self.memory.word(RENEWED_TICK).load(Ordering::Relaxed);
+        (tick, self.memory.long(RENEWED_SEQ).load(Ordering::Relaxed))
     }
 
     pub(crate) fn state_word(&self, rank: usize) -> &AtomicU32 {
@@ -452,6 +486,9 @@ const POISONED: u32 = 2;
 const MAGIC: usize = 0;
 const SIZE: usize = 8;
 const SUPERVISOR: usize = 16;
+const RENEWED: usize = 20;
+const RENEWED_TICK: usize = 24;
+const RENEWED_SEQ: usize = 32;
 const POISON: usize = 64;
 const POISON_LENGTH: usize = 68;
 const POISON_WORDS: usize = 128;

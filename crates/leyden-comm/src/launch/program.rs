@@ -92,15 +92,14 @@ pub fn world(size: usize) -> Result<&'static WorldHandle> {
 ///
 /// As [`world`].
 pub fn world_with(size: usize, options: &LaunchOptions) -> Result<&'static WorldHandle> {
-    static WORLD: Mutex<Option<&'static WorldHandle>> = Mutex::new(None);
+    let mut made = lock(&WORLD);
     let role = entry::role();
-    if matches!(role, Role::Worker | Role::Supervisor) {
+    if matches!(role, Role::Worker | Role::Supervisor) && made.is_none() {
         return Err(Error::new(LAUNCH_IN_WORKER, "a worker cannot launch ranks")
             .why("a process that Leyden started runs one function, and may not become many")
             .hint("launch in `main`; what a worker needs to know of the ranks goes into its argument")
             .hint("ranks are made before a data loader's workers, and each rank has workers of its own"));
     }
-    let mut made = lock(&WORLD);
     let handle = match *made {
         Some(handle) => handle,
         None => {
@@ -118,6 +117,15 @@ pub fn world_with(size: usize, options: &LaunchOptions) -> Result<&'static World
             .hint("ask for the same number everywhere; for fewer ranks use `Rank::new_group`"));
     }
     Ok(handle)
+}
+
+/// This process's world, once there is one.
+static WORLD: Mutex<Option<&'static WorldHandle>> = Mutex::new(None);
+
+/// Gives this process, which runs a function as one of several ranks, its world.
+pub(super) fn place(world: Arc<World>, rank: usize) {
+    let handle = WorldHandle { world, rank, logs: None, joined: Mutex::new(0), starter: None };
+    *lock(&WORLD) = Some(Box::leak(Box::new(handle)));
 }
 
 /// The world that a launcher has started, if there is one; else starts it.

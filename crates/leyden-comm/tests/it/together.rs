@@ -148,3 +148,71 @@ fn a_result_larger_than_a_message_comes_back() {
         result.len() == 300_000 && result.iter().all(|&number| number == rank as u64)
     }));
 }
+
+#[test]
+fn what_all_have_is_gathered_whatever_its_size() {
+    let all = launch::threads(3, |rank| {
+        let own = "x".repeat(rank.rank() * 100_000);
+        let gathered = rank.all_gather_object(&own, "names")?;
+        Ok(gathered.iter().map(String::len).collect::<Vec<_>>())
+    });
+    assert_eq!(all.unwrap(), [[0, 100_000, 200_000]; 3]);
+}
+
+/// A world that has failed, on all ranks that live, is whole again when they have come back.
+#[test]
+fn after_a_failure_ranks_join_anew() {
+    let sums = launch::program(
+        3,
+        |rounds: u32| {
+            let mut sums = Vec::new();
+            for round in 0..rounds {
+                let mut rank = launch::world(3)?.join()?;
+                let number = rank.rank();
+                rank.barrier("begin")?;
+                // Ranks stop at different collectives, and one after the other fails.
+                let failed = if number == round as usize % 3 {
+                    rank.fail(Error::new(leyden_comm::codes::ARGUMENT, format!("round {round}")))
+                } else {
+                    let mut seen = Ok(());
+                    while seen.is_ok() {
+                        seen = rank.barrier("again");
+                    }
+                    seen.unwrap_err()
+                };
+                assert_eq!(failed.what(), format!("round {round}"));
+                drop(rank);
+                let mut rank = launch::world(3)?.join()?;
+                let mut sum = [number as f32];
+                rank.all_reduce(&mut sum, ReduceOp::Sum)?;
+                sums.push(sum[0]);
+            }
+            Ok(sums)
+        },
+        &100,
+    );
+    assert_eq!(sums.unwrap(), vec![vec![3.0; 100]; 3]);
+}
+
+#[test]
+fn nobody_waits_for_a_rank_that_has_gone_on() {
+    let errors = launch::program(
+        2,
+        |(): ()| {
+            let rank = launch::world(2)?.join()?;
+            if rank.rank() == 0 {
+                rank.fail(Error::new(leyden_comm::codes::ARGUMENT, "the first"));
+                drop(rank);
+                // It does not come back; rank 1 does.
+                return Ok(String::new());
+            }
+            drop(rank);
+            Ok(launch::world(2)?.join().map_or_else(|error| error.to_string(), |_| "joined".to_owned()))
+        },
+        &(),
+    );
+    match errors {
+        Err(error) => assert_eq!(error.what(), "the first"),
+        Ok(words) => panic!("{words:?}"),
+    }
+}
