@@ -224,7 +224,16 @@ impl Rank {
     /// As [`barrier`](Self::barrier).
     #[track_caller]
     pub fn all_gather<T: Element>(&mut self, data: &[T]) -> Result<Vec<T>> {
-        let mut call = self.begin(Group::WORLD, agreed::<T>(Op::AllGather, data.len(), None, 0), "")?;
+        self.all_gather_in(Group::WORLD, data, "")
+    }
+
+    /// The same for the ranks of a group, in their order, with a label that errors name.
+    ///
+    /// # Errors
+    /// As [`barrier_in`](Self::barrier_in).
+    #[track_caller]
+    pub fn all_gather_in<T: Element>(&mut self, group: Group, data: &[T], label: &str) -> Result<Vec<T>> {
+        let mut call = self.begin(group, agreed::<T>(Op::AllGather, data.len(), None, 0), label)?;
         call.gather(data, None)
     }
 

@@ -61,7 +61,25 @@ pub struct Batching {
     global_batch_size: Option<usize>,
     tail: Tail,
     rank: usize,
+    /// How many parts of a step it takes, one after another: `rank` and those after it.
+    parts: usize,
     world_size: usize,
+    /// Whether ranks may have no part in the last step.
+    uneven: bool,
+}
+
+/// Which part of each step a rank takes; see [`Loader::set_share`](crate::Loader::set_share).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Which of the parts: the first of its own, where it takes several.
+    pub rank: usize,
+    /// How many parts it takes, one after another, each a batch; 1 unless a rank stands for several.
+    pub parts: usize,
+    /// How many parts a step has.
+    pub world_size: usize,
+    /// Whether ranks may have different numbers of batches, as evaluation allows: then each sample is there once, however
+    /// few there are.
+    pub uneven: bool,
 }
 
 #[derive(Clone)]
@@ -108,7 +126,9 @@ impl Batching {
             global_batch_size: None,
             tail: Tail::default(),
             rank: 0,
+            parts: 1,
             world_size: 1,
+            uneven: false,
         }
     }
 
@@ -142,6 +162,22 @@ impl Batching {
         self
     }
 
+    /// The same with all that a rank may ask for; one that was chosen before is not changed.
+    ///
+    /// # Errors
+    /// `L0101` if another part was chosen before; those of [`validate`](Self::validate).
+    pub fn set_share(&mut self, share: &Share) -> Result<()> {
+        let chosen = (self.rank, self.world_size);
+        if chosen != (0, 1) && chosen != (share.rank, share.world_size) {
+            return Err(other_share(chosen, share));
+        }
+        let Share { rank, parts, world_size, uneven } = *share;
+        let shared = Self { rank, parts, world_size, uneven, ..self.clone() };
+        shared.validate()?;
+        *self = shared;
+        Ok(())
+    }
+
     /// Fixes the order, for overfitting a few batches: to that of the data set, or to the sampler's for epoch 0 where
     /// there is one, which may leave samples out on purpose.
     pub fn set_sequential(&mut self) {
@@ -162,9 +198,14 @@ impl Batching {
             }
     }
 
-    /// Batches per epoch, on this rank; the same on every rank.
+    /// Batches per epoch, on this rank; the same on every rank, unless the last step may be [uneven](Share::uneven).
     pub fn batches(&self) -> usize {
-        self.positions / self.step() + usize::from(self.tail != Tail::Drop && self.left() > 0)
+        let whole = self.positions / self.step();
+        if self.tail == Tail::Drop || self.left() == 0 {
+            return whole * self.parts;
+        }
+        let here = (0..self.parts).filter(|part| !self.share(whole * self.parts + part).is_empty());
+        whole * self.parts + here.count()
     }
 
     /// The order of an epoch, from which its batches are made in any order. It costs what the sampler's order does.
@@ -194,7 +235,7 @@ impl Batching {
     /// Positions of the epoch before batch `batch`, of all ranks together: a place in the data that does not depend on
     /// the number of ranks. Positions are samples, with a batch sampler batches; padding is not counted.
     pub fn position_of(&self, batch: usize) -> u64 {
-        batch.saturating_mul(self.step()).min(self.positions) as u64
+        (batch / self.parts).saturating_mul(self.step()).min(self.positions) as u64
     }
 
     /// The batch that begins at a position, or the number of batches where the epoch is over: the inverse of
@@ -208,7 +249,7 @@ impl Batching {
         if over.contains(&position) {
             return Ok(batches);
         }
-        let batch = (position / self.step() as u64) as usize;
+        let batch = (position / self.step() as u64) as usize * self.parts;
         if batch < batches && self.position_of(batch) == position {
             return Ok(batch);
         }
@@ -261,8 +302,9 @@ impl Batching {
 
     /// The positions of this rank's batch. Those from the epoch's length on are padding.
     fn share(&self, batch: usize) -> Range<usize> {
-        let Self { rank, world_size, .. } = *self;
-        let start = batch * self.step();
+        let world_size = self.world_size;
+        let (step, rank) = (batch / self.parts, self.rank + batch % self.parts);
+        let start = step * self.step();
         let left = self.positions - start;
         let (share, extra) = match (left >= self.step(), self.tail) {
             (true, _) => (self.step() / world_size, 0),
@@ -309,7 +351,7 @@ impl Batching {
                 .at("global_batch_size", format_args!("{global} on all ranks together"))
                 .hint("set one of them"));
         }
-        if rank >= world_size {
+        if rank >= world_size || self.parts == 0 || self.parts > world_size - rank {
             return Err(Error::new(LOADER_ARGUMENT, "the rank is not in the world")
                 .at("rank", rank)
                 .at("world_size", world_size)
@@ -355,13 +397,13 @@ impl Batching {
                 .at("data set", format_args!("{} samples", self.samples))
                 .hint("check what the sampler was made with"));
         }
-        if self.batches() == 0 {
+        if self.batches() == 0 && !self.uneven {
             return Err(Error::new(NO_BATCHES, "`drop_last` drops the only step")
                 .at(unit, self.positions)
                 .at("one step", format_args!("{} ({per_rank} on each of {world_size} ranks)", self.step()))
                 .hint(format!("use {fewer}, more data, or `.drop_last(false)`")));
         }
-        if self.tail == Tail::Exact && (1..world_size).contains(&self.left()) {
+        if self.tail == Tail::Exact && !self.uneven && (1..world_size).contains(&self.left()) {
             let what = format!("the last step of an epoch has fewer {unit} than there are ranks");
             let error = Error::new(UNEVEN_TAIL, what)
                 .at("last step", format_args!("{} {unit} for {world_size} ranks", self.left()))
@@ -479,6 +521,15 @@ impl fmt::Debug for EpochOrder {
 
 fn panicked(panic: Panic) -> Error {
     panic.explain(Error::new(SAMPLER_PANICKED, "a sampler panicked"))
+}
+
+/// A loader was told of another part of the data than its rank is to take.
+pub(crate) fn other_share((rank, world_size): (usize, usize), share: &Share) -> Error {
+    Error::new(LOADER_ARGUMENT, "a loader takes another part of the data than its rank")
+        .at("the loader's", format_args!("rank {rank} of {world_size}"))
+        .at("this rank's", format_args!("rank {} of {}", share.rank, share.world_size))
+        .hint("leave `.rank(..)` out of the loader: the trainer sets it")
+        .hint("or pass on what `LoaderCx` says: `.rank(cx.rank, cx.world_size)`, as a stream needs it")
 }
 
 fn indivisible(global: usize, world_size: usize) -> Error {
@@ -818,5 +869,46 @@ mod tests {
                 prop_assert!(now.batch_at(position + 1).is_err());
             }
         }
+    }
+
+    fn shared(share: Share) -> Vec<Vec<usize>> {
+        let mut batching = Batching::whole(13, false).global_batch_size(8);
+        batching.set_share(&share).unwrap();
+        let order = batching.epoch(0, 0).unwrap();
+        (0..batching.batches()).map(|batch| order.batch(batch).unwrap().indices).collect()
+    }
+
+    #[test]
+    fn several_parts_come_one_after_another() {
+        let parts = |rank, parts| shared(Share { rank, parts, world_size: 4, uneven: false });
+        assert_eq!(parts(0, 2), [vec![0, 1], vec![2, 3], vec![8, 9], vec![10]]);
+        assert_eq!(parts(2, 2), [vec![4, 5], vec![6, 7], vec![11], vec![12]]);
+        // Those of one rank, of two, and of four are the same batches.
+        assert_eq!(parts(0, 4)[..2], parts(0, 2)[..2]);
+        assert_eq!(parts(1, 1), [vec![2, 3], vec![10]]);
+    }
+
+    #[test]
+    fn an_uneven_end_has_each_sample_once() {
+        let mut all = Vec::new();
+        for rank in 0..8 {
+            let batches = shared(Share { rank, parts: 1, world_size: 8, uneven: true });
+            assert_eq!(batches.len(), if rank < 5 { 2 } else { 1 });
+            all.extend(batches.concat());
+        }
+        all.sort_unstable();
+        assert_eq!(all, (0..13).collect::<Vec<_>>());
+        let mut even = Batching::whole(13, false).global_batch_size(8);
+        let error = even.set_share(&Share { rank: 0, parts: 1, world_size: 8, uneven: false }).unwrap_err();
+        assert_eq!(error.code(), UNEVEN_TAIL);
+    }
+
+    #[test]
+    fn a_part_that_was_chosen_stays() {
+        let mut chosen = Batching::whole(16, false).batch_size(2).rank(1, 2);
+        let share = Share { rank: 1, parts: 1, world_size: 2, uneven: false };
+        chosen.set_share(&share).unwrap();
+        let error = chosen.set_share(&Share { rank: 0, ..share }).unwrap_err();
+        assert_eq!(error.place("the loader's"), Some("rank 1 of 2"));
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use leyden_process::{Error, Result};
 
+use crate::batching::Share;
 use crate::codes::{LOADER_ARGUMENT, LOADER_ENDED};
 use crate::loader::{Batch, Loader, after_the_end};
 
@@ -111,6 +112,10 @@ impl<B: 'static> Loader<Parts<B>> for CombinedLoader<B> {
 
     fn set_sequential(&mut self) {
         self.loaders.iter_mut().for_each(|loader| loader.set_sequential());
+    }
+
+    fn set_share(&mut self, share: &Share) -> Result<()> {
+        self.loaders.iter_mut().try_for_each(|loader| loader.set_share(share))
     }
 
     fn set_default_seed(&mut self, seed: u64) {

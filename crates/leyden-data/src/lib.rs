@@ -57,7 +57,7 @@ pub use adapters::{
     MapBatch, MapStream, Mix, MixStreams, ShuffleWindow, StreamFn, Take, TakeStream, VecDataset, stream_fn,
 };
 pub use array::{Array, Element};
-pub use batching::{Batching, EpochOrder, Indices, Tail};
+pub use batching::{Batching, EpochOrder, Indices, Share, Tail};
 pub use collate::{Collate, Interleave, Pick, default_collate, pad_collate};
 pub use combined::{CombinedLoader, CombinedMode};
 pub use cursor::Cursor;

@@ -37,8 +37,8 @@ pub use self::timings::Timings;
 
 use self::timings::Meter;
 use self::waste::Waste;
-use crate::batching::{Batching, EpochOrder};
-use crate::codes::STATE_MISMATCH;
+use crate::batching::{Batching, EpochOrder, Share};
+use crate::codes::{LOADER_ARGUMENT, STATE_MISMATCH};
 use crate::cursor::Cursor;
 use crate::dataset::Dataset;
 use crate::say::say;
@@ -82,6 +82,24 @@ pub trait Loader<B>: Send {
     /// The seed to use where none was chosen: a trainer gives its own, so that it need not be handed on by hand.
     fn set_default_seed(&mut self, seed: u64) {
         let _ = seed;
+    }
+
+    /// Which part of each step to take, where several ranks train together: a trainer tells each loader, once, before
+    /// the first epoch.
+    ///
+    /// # Errors
+    /// `L0101` if the loader has chosen another part, or does not know of ranks (this default); those of a part that
+    /// cannot be had.
+    fn set_share(&mut self, share: &Share) -> Result<()> {
+        if *share == (Share { rank: 0, parts: 1, world_size: 1, uneven: share.uneven }) {
+            return Ok(());
+        }
+        Err(Error::new(LOADER_ARGUMENT, "a loader does not know of ranks")
+            .at("rank", format_args!("{} of {}", share.rank, share.world_size))
+            .why("each rank would train on the same batches")
+            .hint(
+                "implement `Loader::set_share`; if it takes its part by what `LoaderCx` says, with `Ok(())`",
+            ))
     }
 
     /// What the batches depend on, in words: a training resumes inside an epoch only with a loader of equal
@@ -297,6 +315,10 @@ impl<D: Dataset> Loader<D::Batch> for DataLoader<D> {
 
     fn set_default_seed(&mut self, seed: u64) {
         self.seed.get_or_insert(seed);
+    }
+
+    fn set_share(&mut self, share: &Share) -> Result<()> {
+        self.batching.set_share(share)
     }
 
     fn identity(&self) -> String {

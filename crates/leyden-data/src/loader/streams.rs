@@ -23,6 +23,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::builder::DataLoaderBuilder;
 use super::{Batch, DataLoader, Epoch, Loader, Timings, after_the_end};
+use crate::batching::{Share, other_share};
 use crate::codes::{LOADER_ARGUMENT, NO_BATCHES, STREAM_LENGTH, STREAM_PANICKED};
 use crate::dataset::{Dataset, SampleCx};
 use crate::iterable::{IterableDataset, Stream, StreamCx};
@@ -48,6 +49,8 @@ pub struct StreamLoader<D: IterableDataset + 'static> {
     /// The batches of each lane.
     counts: Vec<usize>,
     description: String,
+    /// Which shards it reads: this rank's, of so many.
+    share: (usize, usize),
 }
 
 /// The settings of a [`StreamLoader`].
@@ -237,7 +240,7 @@ impl<D: IterableDataset + 'static> StreamLoaderBuilder<D> {
             lanes.len(),
             counts.iter().sum::<usize>(),
         );
-        Ok(StreamLoader { parts, counts, description })
+        Ok(StreamLoader { parts, counts, description, share: (rank, world_size) })
     }
 }
 
@@ -325,6 +328,14 @@ impl<D: IterableDataset + 'static> Loader<D::Batch> for StreamLoader<D> {
 
     fn set_sequential(&mut self) {
         // The order is the streams': only that of shards could be fixed, and it belongs to the data set's description.
+    }
+
+    /// The shards of a stream were dealt out when it was built.
+    fn set_share(&mut self, share: &Share) -> Result<()> {
+        match self.share == (share.rank, share.world_size) && share.parts == 1 {
+            true => Ok(()),
+            false => Err(other_share(self.share, share)),
+        }
     }
 
     fn set_default_seed(&mut self, seed: u64) {
