@@ -213,8 +213,23 @@ impl Rank {
     /// As [`barrier`](Self::barrier); `D0108` if there is no such rank.
     #[track_caller]
     pub fn broadcast<T: Element>(&mut self, data: &mut [T], root: usize) -> Result<()> {
+        self.broadcast_in(Group::WORLD, data, root, "")
+    }
+
+    /// The same for the ranks of a group, with a label that errors name. `root` is a rank of the world.
+    ///
+    /// # Errors
+    /// As [`broadcast`](Self::broadcast) and [`barrier_in`](Self::barrier_in).
+    #[track_caller]
+    pub fn broadcast_in<T: Element>(
+        &mut self,
+        group: Group,
+        data: &mut [T],
+        root: usize,
+        label: &str,
+    ) -> Result<()> {
         self.check_root(root)?;
-        let mut call = self.begin(Group::WORLD, agreed::<T>(Op::Broadcast, data.len(), None, root), "")?;
+        let mut call = self.begin(group, agreed::<T>(Op::Broadcast, data.len(), None, root), label)?;
         call.broadcast(bytemuck::cast_slice_mut(data), root)
     }
 
@@ -579,7 +594,7 @@ fn renew(world: &World, rank: usize, times: u32) -> Result<()> {
         if renewed == times {
             return Ok(());
         }
-        let back = |rank: usize| (world.times(rank) == times && world.state(rank) == State::Renewing);
+        let back = |rank: usize| world.times(rank) == times && world.state(rank) == State::Renewing;
         if rank == 0 && (0..world.size()).all(back) {
             world.renew(times);
             return Ok(());

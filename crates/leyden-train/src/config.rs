@@ -18,6 +18,9 @@ pub struct TrainerConfig {
     pub accumulate_grad_batches: u32,
     /// Validates every so many epochs; `None` counts [`ValCheck::Batches`] across epochs. Default 1.
     pub check_val_every_n_epoch: Option<u64>,
+    /// How many ranks train together, each a process that runs the whole program (Lightning: `devices`). Default
+    /// [`Devices::Auto`].
+    pub devices: Devices,
     /// Looks for NaN and infinity in the loss and every gradient, and names step and parameter. Costs a pass over
     /// the gradients a step. Default off.
     pub detect_anomaly: bool,
@@ -58,16 +61,139 @@ pub struct TrainerConfig {
     pub num_sanity_val_steps: usize,
     /// Trains and validates on the same few training batches, in fixed order. Default `None`.
     pub overfit_batches: Option<Limit>,
+    /// How long ranks wait for one that lives and does not come, such as for a long step; they say so after 5 s. What is
+    /// certain (a death, an exit, another call) is told at once. Default 10 minutes (Lightning: 30).
+    pub rank_timeout: Duration,
     /// Where run folders are made. Default `runs`.
     pub root_dir: PathBuf,
     /// Seeds order, per-sample and device randomness. The same seed gives the same numbers. Default 0: a run is
     /// reproducible unless it is asked not to be (Lightning: unseeded).
     pub seed: u64,
+    /// How ranks train together. Default [`Strategy::Auto`].
+    pub strategy: Strategy,
     /// A clean-up (`on_exception`, `teardown`, a logger's `finalize`) that takes longer is named, and the process
     /// ends. Saving after a signal has no limit but a second signal. Default 60 s.
     pub teardown_timeout: Duration,
     /// When, within an epoch, validation runs. Default at its end.
     pub val_check_interval: ValCheck,
+    /// Into how many parts each step is divided, each with randomness of its own, whose gradients are summed in one fixed order:
+    /// with a `global_batch_size`, 1, 2, 4 … ranks up to this number then give the same weights, bit for bit, and a checkpoint of
+    /// one continues on another. A power of two. Default `None`: a step has as many parts as there are ranks.
+    pub virtual_ranks: Option<usize>,
+}
+
+/// How many ranks train together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Devices {
+    /// As many as a launcher has started (torchrun, srun, mpirun, `leyden run`); without one a single rank.
+    #[default]
+    Auto,
+    /// So many.
+    Count(usize),
+    /// One for each of these devices, by number.
+    List(Vec<usize>),
+}
+
+impl From<usize> for Devices {
+    fn from(count: usize) -> Self {
+        Self::Count(count)
+    }
+}
+
+impl From<Vec<usize>> for Devices {
+    fn from(ids: Vec<usize>) -> Self {
+        Self::List(ids)
+    }
+}
+
+impl<const N: usize> From<[usize; N]> for Devices {
+    fn from(ids: [usize; N]) -> Self {
+        Self::List(ids.to_vec())
+    }
+}
+
+/// How ranks train together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    /// On one rank plainly, on several by [`Ddp`].
+    #[default]
+    Auto,
+    /// Each rank has the whole model and a part of each step's data; their gradients are summed.
+    Ddp(Ddp),
+}
+
+impl Strategy {
+    pub(crate) fn ddp(&self) -> Ddp {
+        match self {
+            Self::Auto => Ddp::default(),
+            Self::Ddp(ddp) => ddp.clone(),
+        }
+    }
+}
+
+impl From<Ddp> for Strategy {
+    fn from(ddp: Ddp) -> Self {
+        Self::Ddp(ddp)
+    }
+}
+
+/// Data-parallel training (PyTorch: `DistributedDataParallel`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ddp {
+    /// How much of the gradients is summed in one call, in bytes; what is larger is divided, and named by part. Default 25 MiB,
+    /// PyTorch's.
+    pub bucket_bytes: usize,
+    /// Whether a parameter may have a gradient on some ranks alone: the others count as zeros. Default false: it is an error
+    /// that names it. Costs nothing here (PyTorch's walks the graph).
+    pub find_unused_parameters: bool,
+    /// What becomes of loaders that have more batches on some ranks. Default [`Uneven::Error`].
+    pub uneven: Uneven,
+}
+
+impl Default for Ddp {
+    fn default() -> Self {
+        Self { bucket_bytes: 25 << 20, find_unused_parameters: false, uneven: Uneven::Error }
+    }
+}
+
+impl Ddp {
+    /// Sets [`Ddp::bucket_bytes`].
+    #[must_use]
+    pub fn bucket_bytes(mut self, bytes: usize) -> Self {
+        self.bucket_bytes = bytes;
+        self
+    }
+
+    /// Sets [`Ddp::find_unused_parameters`].
+    #[must_use]
+    pub fn find_unused_parameters(mut self, find: bool) -> Self {
+        self.find_unused_parameters = find;
+        self
+    }
+
+    /// Sets [`Ddp::uneven`].
+    #[must_use]
+    pub fn uneven(mut self, uneven: Uneven) -> Self {
+        self.uneven = uneven;
+        self
+    }
+}
+
+/// What becomes of training loaders that have more batches on some ranks than on others. A `DataLoader` never does: it divides
+/// the last step, drops it, or pads it with marked repeats, see its `tail`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Uneven {
+    /// It is an error before the first step.
+    #[default]
+    Error,
+    /// All ranks make as many steps as the one with the fewest batches; the others' last batches are not used.
+    Drop,
+    /// All make as many steps as the one with the most: whoever has no more batches adds nothing to them (PyTorch: `join`).
+    Join,
 }
 
 /// A number of batches, or a part of all.
@@ -101,6 +227,7 @@ impl Default for TrainerConfig {
             accumulate_grad_batches: 1,
             check_val_every_n_epoch: Some(1),
             detect_anomaly: false,
+            devices: Devices::Auto,
             enable_checkpointing: true,
             enable_progress_bar: true,
             enable_model_summary: true,
@@ -119,10 +246,13 @@ impl Default for TrainerConfig {
             name: "run".to_owned(),
             num_sanity_val_steps: 2,
             overfit_batches: None,
+            rank_timeout: Duration::from_secs(600),
             root_dir: PathBuf::from("runs"),
             seed: 0,
+            strategy: Strategy::Auto,
             teardown_timeout: Duration::from_secs(60),
             val_check_interval: ValCheck::Fraction(1.0),
+            virtual_ranks: None,
         }
     }
 }

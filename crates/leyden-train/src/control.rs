@@ -13,7 +13,7 @@ pub struct Control {
 }
 
 /// What the loop does for a callback, in the order in which it was asked.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
     Save { path: PathBuf, weights_only: bool },
     Link { from: PathBuf, to: PathBuf },

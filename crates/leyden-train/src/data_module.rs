@@ -23,7 +23,7 @@ pub trait DataModule {
     /// What a loader yields: plain host data.
     type Batch;
 
-    /// Downloads, unpacks: what one process does for all. Called first.
+    /// Downloads, unpacks: what one process does for all. Called first, on rank 0 alone while the others wait.
     fn prepare_data(&mut self) -> Result<()> {
         Ok(())
     }
@@ -89,6 +89,11 @@ pub struct LoaderCx {
     pub stage: Stage,
     /// The run's seed; a loader for which none was chosen takes it by itself.
     pub seed: u64,
+    /// Which of the ranks that train together this is, from 0. A `DataLoader` is told by the trainer; a stream, or a loader of
+    /// one's own, takes its part by this.
+    pub rank: usize,
+    /// How many ranks there are.
+    pub world_size: usize,
 }
 
 /// The loaders of one kind: none, one, or several.

@@ -62,6 +62,12 @@ macro_rules! hooks {
                 false
             }
 
+            /// Whether it is called on rank 0 alone, where several train together: what talks or writes. Those that save
+            /// are, unless they say otherwise.
+            fn rank_zero_only(&self) -> bool {
+                self.saves()
+            }
+
             /// The best checkpoint it has saved: what `best` means.
             fn best_checkpoint(&self) -> Option<std::path::PathBuf> {
                 None

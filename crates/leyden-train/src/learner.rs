@@ -41,6 +41,12 @@ pub trait Learner<H>: LearnerView {
     /// Shows each trainable parameter's gradient sum, in declaration order, for inspection or change.
     fn visit_gradients(&mut self, visit: &mut dyn FnMut(Gradient<'_>) -> Result<()>) -> Result<()>;
 
+    /// Gives each trainable parameter that has no gradient, and for whose path `of` says so, one of zeros.
+    fn zero_gradients(&mut self, of: &dyn Fn(&str) -> bool);
+
+    /// Forgets the gradients of the present window (PyTorch: `zero_grad`).
+    fn clear_gradients(&mut self);
+
     /// Divides the gradient sums by `update.accumulated`, clips, steps the optimizer; no gradient is left.
     fn apply(&mut self, update: &Update) -> Result<()>;
 

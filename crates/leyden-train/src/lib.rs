@@ -23,6 +23,7 @@ mod metrics;
 mod outcome;
 mod plan;
 mod progress;
+mod ranks;
 mod run_dir;
 mod say;
 mod scalar;
@@ -36,7 +37,7 @@ pub use callback::{
     EarlyStopping, LearningRateMonitor, Mode, ModelCheckpoint, ModelSummary, ProgressBar, Timer,
 };
 pub use checkpoint::Checkpoint;
-pub use config::{Limit, TrainerConfig, ValCheck};
+pub use config::{Ddp, Devices, Limit, Strategy, TrainerConfig, Uneven, ValCheck};
 pub use control::Control;
 pub use data_module::{DataModule, LoaderCx, Loaders};
 pub use event::{Callback, Event, Hook};

@@ -8,10 +8,11 @@ use std::fmt;
 
 use leyden_process::{Code, Error, Result, exit};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::learner::Stage;
 use crate::metric::Metric;
+use crate::ranks::Rank;
 use crate::scalar::{DeviceScalar, Scalar};
 use crate::step::StepFacts;
 
@@ -270,10 +271,14 @@ impl Logs {
         self.restored.clear();
     }
 
-    /// The epoch's values so far, as `(name, value, for loggers)`. They stay until the next epoch starts, so that a
-    /// checkpoint of an epoch that was cut short can go on with them.
-    pub(crate) fn end_epoch(&mut self) -> Result<Vec<(String, f64, bool)>> {
+    /// The epoch's values so far on all ranks, as `(name, value, for loggers)`. They stay until the next epoch starts, so that
+    /// a checkpoint of an epoch that was cut short can go on with them.
+    pub(crate) fn end_epoch(&mut self, rank: &mut Rank) -> Result<Vec<(String, f64, bool)>> {
         self.end_step()?;
+        if !rank.is_alone() {
+            let merged = self.merge(rank)?;
+            return Ok(self.values_of(&merged));
+        }
         let mut values = Vec::new();
         for entry in self.entries.iter().filter(|entry| entry.spec.on_epoch) {
             if let Some(value) = entry.total.value(entry.spec.reduce)? {
@@ -291,8 +296,14 @@ impl Logs {
         Ok(values)
     }
 
-    /// The unfinished epoch, for a checkpoint.
-    pub(crate) fn state(&self) -> Result<Value> {
+    /// The unfinished epoch of all ranks, for a checkpoint.
+    pub(crate) fn state(&mut self, rank: &mut Rank) -> Result<Value> {
+        let saved = if rank.is_alone() { self.saved()? } else { self.merge(rank)? };
+        Ok(serde_json::to_value(saved)?)
+    }
+
+    /// The unfinished epoch of this rank.
+    fn saved(&self) -> Result<Saved> {
         let mut entries = Vec::new();
         for entry in &self.entries {
             // The device's part is read into the host's: a sum in the same order, so the same bits on the CPU.
@@ -307,14 +318,70 @@ impl Logs {
             });
         }
         let updated = self.metrics.iter().filter(|named| named.updated);
-        let metrics: Vec<_> = updated.map(NamedMetric::saved).chain(self.restored.iter().cloned()).collect();
-        Ok(json!({ "entries": entries, "metrics": metrics }))
+        let metrics = updated.map(NamedMetric::saved).chain(self.restored.iter().cloned()).collect();
+        Ok(Saved { entries, metrics })
+    }
+
+    /// What all ranks have logged together, in the order of ranks: the same on each of them.
+    fn merge(&mut self, rank: &mut Rank) -> Result<Saved> {
+        let mine = serde_json::to_string(&self.saved()?)?;
+        let all = rank.gather_objects(&mine, "the epoch's values")?;
+        let all = all.iter().map(|json| Ok(serde_json::from_str(json)?)).collect::<Result<Vec<Saved>>>()?;
+        check_same_names(&all)?;
+        let entries = merge_entries(&all);
+        // A rank that had no batch has none of the metrics: it is told what the others have computed.
+        let metrics = serde_json::to_string(&self.merge_metrics(&all)?)?;
+        let complete = all.iter().all(|saved| saved.metrics.len() == all[0].metrics.len());
+        let metrics = match complete {
+            true => metrics,
+            false => {
+                let most = all.iter().map(|saved| saved.metrics.len()).max();
+                let from = all.iter().position(|saved| Some(saved.metrics.len()) == most).unwrap_or(0);
+                rank.gather_objects(&metrics, "the epoch's metrics")?.swap_remove(from)
+            }
+        };
+        Ok(Saved { entries, metrics: serde_json::from_str(&metrics)? })
+    }
+
+    /// Each metric that this rank has, with what all ranks have seen.
+    fn merge_metrics(&mut self, all: &[Saved]) -> Result<Vec<SavedMetric>> {
+        let mine = self.metrics.iter_mut().filter(|named| named.updated);
+        let mut merged = Vec::new();
+        for named in mine {
+            let own = named.metric.state();
+            let mut states =
+                all.iter().flat_map(|saved| &saved.metrics).filter(|metric| metric.name == named.name);
+            if let Some(first) = states.next() {
+                named.metric.load_state(&first.state)?;
+            }
+            states.try_for_each(|other| named.metric.merge(&other.state))?;
+            merged.push(named.saved());
+            named.metric.load_state(&own)?;
+        }
+        merged.extend(self.restored.iter().cloned());
+        Ok(merged)
+    }
+
+    fn values_of(&self, merged: &Saved) -> Vec<(String, f64, bool)> {
+        let mut values = Vec::new();
+        for entry in merged.entries.iter().filter(|entry| entry.spec.on_epoch) {
+            let (value, weight) = (f64::from_bits(entry.value), f64::from_bits(entry.weight));
+            if weight != 0.0 {
+                let value = if entry.spec.reduce == Reduce::Mean { value / weight } else { value };
+                let (_, name) = level_names(&self.full_name(&entry.name, entry.loader), entry.spec);
+                values.push((name, value, entry.spec.logger));
+            }
+        }
+        for (name, bits) in merged.metrics.iter().flat_map(|saved| &saved.values) {
+            values.push((name.clone(), f64::from_bits(*bits), true));
+        }
+        values
     }
 
     /// Takes back [`state`](Self::state). Metrics are made anew by the module; their counts wait for them.
     pub(crate) fn load_state(&mut self, state: &Value) -> Result<()> {
-        let saved: Vec<SavedEntry> = serde_json::from_value(state["entries"].clone())?;
-        for entry in saved {
+        let Saved { entries, metrics } = serde_json::from_value(state.clone())?;
+        for entry in entries {
             let index = self.find(&entry.name, entry.loader, entry.spec);
             self.entries[index].last = entry.last.map(|bits| f64::from_bits(bits).into());
             self.entries[index].total = Total {
@@ -324,7 +391,7 @@ impl Logs {
             };
         }
         self.cursor = 0;
-        self.restored = serde_json::from_value(state["metrics"].clone())?;
+        self.restored = metrics;
         Ok(())
     }
 
@@ -362,9 +429,7 @@ impl Logs {
     fn name_levels(&mut self, index: usize) {
         let full = self.full_name(&self.entries[index].name, self.entries[index].loader);
         let entry = &mut self.entries[index];
-        let both = entry.spec.on_step && entry.spec.on_epoch;
-        entry.step_name = if both { format!("{full}_step") } else { full.clone() };
-        entry.epoch_name = if both { format!("{full}_epoch") } else { full };
+        (entry.step_name, entry.epoch_name) = level_names(&full, entry.spec);
     }
 
     fn commit(&mut self, index: usize, value: Scalar, spec: Spec, weight: f64, epoch_only: bool) {
@@ -468,7 +533,70 @@ impl Total {
     }
 }
 
+/// What the step level and the epoch level of a name are called.
+fn level_names(full: &str, spec: Spec) -> (String, String) {
+    match spec.on_step && spec.on_epoch {
+        true => (format!("{full}_step"), format!("{full}_epoch")),
+        false => (full.to_owned(), full.to_owned()),
+    }
+}
+
+/// Ranks that have logged anything have logged the same names.
+fn check_same_names(all: &[Saved]) -> Result<()> {
+    let names = |saved: &Saved| {
+        let entries = saved.entries.iter().map(|entry| format!("`{}`", entry.name));
+        let mut names: Vec<_> =
+            entries.chain(saved.metrics.iter().map(|metric| format!("`{}`", metric.name))).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    };
+    let of_ranks: Vec<_> = all.iter().map(names).collect();
+    let mut logging = of_ranks.iter().enumerate().filter(|(_, names)| !names.is_empty());
+    let Some((first, expected)) = logging.next() else { return Ok(()) };
+    let Some((other, found)) = logging.find(|(_, names)| *names != expected) else { return Ok(()) };
+    let only = |these: &[String], those: &[String]| {
+        let only: Vec<_> = these.iter().filter(|name| !those.contains(name)).cloned().collect();
+        if only.is_empty() { "nothing".to_owned() } else { only.join(", ") }
+    };
+    Err(Error::new(OTHER_NAMES, "ranks have logged different names")
+        .at(format!("only on rank {first}"), only(expected, found))
+        .at(format!("only on rank {other}"), only(found, expected))
+        .why("an epoch's value is that of all ranks together")
+        .hint("log the same names on every rank, in each step or in none"))
+}
+
+/// The totals of all ranks, in their order.
+fn merge_entries(all: &[Saved]) -> Vec<SavedEntry> {
+    let mut merged: Vec<SavedEntry> = Vec::new();
+    for entry in all.iter().flat_map(|saved| &saved.entries) {
+        let same = |known: &&mut SavedEntry| known.name == entry.name && known.loader == entry.loader;
+        let Some(known) = merged.iter_mut().find(same) else {
+            merged.push(entry.clone());
+            continue;
+        };
+        let (value, weight) = (f64::from_bits(known.value), f64::from_bits(known.weight));
+        let (other, other_weight) = (f64::from_bits(entry.value), f64::from_bits(entry.weight));
+        let value = match entry.spec.reduce {
+            Reduce::Mean | Reduce::Sum => value + other,
+            _ if other_weight == 0.0 => value,
+            _ if weight == 0.0 => other,
+            Reduce::Max => value.max(other),
+            Reduce::Min => value.min(other),
+        };
+        (known.value, known.weight) = (value.to_bits(), (weight + other_weight).to_bits());
+    }
+    merged
+}
+
+/// A stage's epoch so far.
 #[derive(Serialize, Deserialize)]
+struct Saved {
+    entries: Vec<SavedEntry>,
+    metrics: Vec<SavedMetric>,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
 struct SavedEntry {
     name: String,
     loader: usize,
@@ -497,6 +625,8 @@ impl fmt::Debug for Logs {
 pub const OTHER_ARGUMENTS: Code = Code::new("T0201", exit::TRAINING_FAILED);
 /// A step-level value was logged outside a training step.
 pub const NO_STEP_LEVEL: Code = Code::new("T0202", exit::TRAINING_FAILED);
+/// Ranks have logged different names.
+pub const OTHER_NAMES: Code = Code::new("D0403", exit::TRAINING_FAILED);
 /// One name was used for two types of metric.
 pub const OTHER_METRIC: Code = Code::new("T0203", exit::TRAINING_FAILED);
 
@@ -546,7 +676,7 @@ mod tests {
             logs.end_step().unwrap();
         }
         assert_eq!(reads.load(Ordering::Relaxed), 0, "steps do not wait for the device");
-        assert_eq!(logs.end_epoch().unwrap(), [("val/loss".to_owned(), 2.4, true)]);
+        assert_eq!(logs.end_epoch(&mut Rank::alone()).unwrap(), [("val/loss".to_owned(), 2.4, true)]);
         assert_eq!(reads.load(Ordering::Relaxed), 1);
     }
 }

@@ -571,6 +571,14 @@ impl Learner<ToyBatch> for RecordedLearner {
         self.learner.visit_gradients(visit)
     }
 
+    fn zero_gradients(&mut self, of: &dyn Fn(&str) -> bool) {
+        self.learner.zero_gradients(of);
+    }
+
+    fn clear_gradients(&mut self) {
+        self.learner.clear_gradients();
+    }
+
     fn apply(&mut self, update: &Update) -> Result<()> {
         self.note("optimizer_step")?;
         self.learner.apply(update)

@@ -18,11 +18,11 @@ use leyden_process::{Code, Error, Result, allocator, exit};
 pub use builder::{BAD_BUILD, SAME_NAME, TrainerBuilder};
 pub use fit::{ENDED_EARLY, NOT_FINITE};
 pub use lifecycle::{CLEAN_UP_FAILED, CLEAN_UP_STUCK, INTERRUPTED, PANICKED, TERMINATED};
-pub use run::{OTHER_ORDER, WEIGHTS_ONLY};
+pub use run::{OTHER_ORDER, SAVED_ELSEWHERE, WEIGHTS_ONLY};
 
 use evaluate::Evaluation;
 use lifecycle::{Ended, conduct, interruption};
-use run::{Doing, Flow, Run};
+use run::{Asked, Doing, Flow, Run};
 
 use crate::checkpoint::{Checkpoint, RunState};
 use crate::config::TrainerConfig;
@@ -35,6 +35,7 @@ use crate::metrics::Metrics;
 use crate::outcome::{Outcome, StopReason};
 use crate::plan::Plan;
 use crate::progress::Progress;
+use crate::ranks::{Manifest, Rank};
 use crate::run_dir;
 use crate::say::say;
 use crate::state::Parts;
@@ -150,19 +151,21 @@ impl Trainer {
     ///
     /// # Errors
     /// What made it fail, with hook, epoch, step and batch. A signal is no error: see [`FitReport::outcome`].
+    #[track_caller]
     pub fn fit_learner<H>(
         &mut self,
         learner: &mut dyn Learner<H>,
         data: &mut dyn DataModule<Batch = H>,
     ) -> Result<FitReport> {
-        let from = self.take_ckpt_path(Stage::Fit)?;
+        let mut rank = Rank::launch(&self.config, "fit")?;
+        let from = self.take_ckpt_path(Stage::Fit, &mut rank)?;
         self.dir = None;
         // A program that handled an interrupted run and trains again is judged by this one.
         signal::note_exit_code(exit::OK);
         let begun = Instant::now();
-        let mut run = self.run(Stage::Fit, learner, data);
+        let mut run = self.run(Stage::Fit, rank, learner, data);
         let Ended { outcome, error, .. } = conduct(&mut run, |run| {
-            let cx = LoaderCx { stage: Stage::Fit, seed: run.config.seed };
+            let cx = run.loader_cx();
             run.doing = Doing::Data("train_loader");
             let mut train = one_loader(run.data.train_loader(&cx)?)?;
             run.doing = Doing::Data("val_loader");
@@ -175,12 +178,20 @@ impl Trainer {
             }
             train.set_default_seed(cx.seed);
             val.iter_mut().for_each(|loader| loader.set_default_seed(cx.seed));
+            run.doing = Doing::Sharing("train_loader");
+            train.set_share(&run.rank.share(false))?;
+            run.doing = Doing::Sharing("val_loader");
+            val.iter_mut().try_for_each(|loader| loader.set_share(&run.rank.share(true)))?;
             run.doing = Doing::Planning;
-            run.plan = plan(run, Some(train.len()), &val)?;
+            run.own_batches = train.len().div_ceil(run.rank.parts());
+            let batches = run.rank.steps(run.own_batches)?;
+            run.plan = plan(run, Some(batches), &val)?;
             run.progress.batches = run.plan.train_batches;
             run.loader = train.identity();
             run.doing = Doing::Configuring;
             run.learner.configure_optimizers()?;
+            run.verify()?;
+            run.rank.sync(run.learner)?;
             run.open_run_dir()?;
             if let Some(path) = &from {
                 run.doing = Doing::Restoring;
@@ -188,7 +199,10 @@ impl Trainer {
             }
             run.started = true;
             let reason = fit::fit(run, &train, &val)?;
-            run.end = Some(run.run_state()?);
+            run.rank.sync_buffers(run.learner)?;
+            let logs = run.train_logs.state(&mut run.rank)?;
+            run.end = Some(run.run_state(logs));
+            run.share_checkpoints(&from)?;
             Ok(((), reason))
         });
         let report = FitReport {
@@ -198,8 +212,8 @@ impl Trainer {
             steps: run.progress.global_step,
             elapsed: begun.elapsed(),
             run_dir: run.dir.clone(),
-            best_checkpoint: run.callbacks.iter().find_map(|callback| callback.best_checkpoint()),
-            last_checkpoint: newest(run.callbacks, run.dir.as_deref()).or(from),
+            best_checkpoint: run.best_checkpoint(),
+            last_checkpoint: run.last_checkpoint().or(from),
             plan: run.plan.clone(),
             state: run.end.take().map(Box::new),
         };
@@ -213,6 +227,7 @@ impl Trainer {
     ///
     /// # Errors
     /// What made it fail; a signal is an error here (`T0302`, `T0303`), because the values would be of a part.
+    #[track_caller]
     pub fn validate_learner<H>(
         &mut self,
         learner: &mut dyn Learner<H>,
@@ -225,6 +240,7 @@ impl Trainer {
     ///
     /// # Errors
     /// As [`validate_learner`](Self::validate_learner).
+    #[track_caller]
     pub fn test_learner<H>(
         &mut self,
         learner: &mut dyn Learner<H>,
@@ -237,6 +253,7 @@ impl Trainer {
     ///
     /// # Errors
     /// As [`validate_learner`](Self::validate_learner).
+    #[track_caller]
     pub fn predict_learner<H>(
         &mut self,
         learner: &mut dyn Learner<H>,
@@ -261,19 +278,26 @@ impl Trainer {
         Checkpoint { learner, run }.write(path.as_ref())
     }
 
+    #[track_caller]
     fn evaluate<H>(
         &mut self,
         learner: &mut dyn Learner<H>,
         data: &mut dyn DataModule<Batch = H>,
         kind: &Evaluation,
     ) -> Result<(Metrics, Predictions)> {
-        let from = self.take_ckpt_path(kind.stage)?;
-        let mut run = self.run(kind.stage, learner, data);
+        let mut rank = Rank::launch(&self.config, kind.stage.name())?;
+        let from = self.take_ckpt_path(kind.stage, &mut rank)?;
+        let mut run = self.run(kind.stage, rank, learner, data);
         let Ended { outcome, value, error } = conduct(&mut run, |run| {
             let mut loaders = eval_loaders(run)?;
             loaders.iter_mut().for_each(|loader| loader.set_default_seed(run.config.seed));
+            let share = run.rank.share(true);
+            run.doing = Doing::Sharing(kind.loader_method);
+            loaders.iter_mut().try_for_each(|loader| loader.set_share(&share))?;
             run.doing = Doing::Planning;
             run.plan = plan(run, None, &loaders)?;
+            run.verify()?;
+            run.rank.sync(run.learner)?;
             if kind.stage != Stage::Predict {
                 run.open_run_dir()?;
             }
@@ -282,7 +306,7 @@ impl Trainer {
                 run.load(path)?;
             }
             run.started = true;
-            if run.plan.eval_batches.iter().all(|&batches| batches == 0) {
+            if run.rank.is_alone() && run.plan.eval_batches.iter().all(|&batches| batches == 0) {
                 let nothing = loaders.iter().map(|_| Vec::new()).collect();
                 return Ok((nothing, StopReason::NoBatches));
             }
@@ -304,17 +328,21 @@ impl Trainer {
     fn run<'r, H>(
         &'r mut self,
         stage: Stage,
+        rank: Rank,
         learner: &'r mut dyn Learner<H>,
         data: &'r mut dyn DataModule<Batch = H>,
     ) -> Run<'r, H> {
         allocator::raise_thresholds();
+        // What is written, rank 0 writes.
+        let loggers: &mut [_] = if rank.is_global_zero() { &mut self.loggers } else { &mut [] };
         Run {
             config: &self.config,
             stage,
             callbacks: &mut self.callbacks,
-            loggers: &mut self.loggers,
+            loggers,
             learner,
             data,
+            rank,
             signals: Listener::start(),
             plan: Plan::default(),
             progress: Progress::default(),
@@ -325,21 +353,32 @@ impl Trainer {
             stop: None,
             skip_epoch: false,
             step: None,
+            asked: Asked::default(),
             acts: Vec::new(),
+            new_samples: 0,
+            in_window: false,
+            agreed_signal: None,
+            best_and_last: None,
             end: None,
             sanity_checking: false,
             evaluation: None,
             last_validation: Instant::now(),
+            own_batches: 0,
             loader: String::new(),
             doing: Doing::Data("setup"),
             started: false,
             loggers_started: false,
+            logs_wanted: false,
         }
     }
 
     /// Settles which file the next run begins from.
-    fn take_ckpt_path(&mut self, stage: Stage) -> Result<Option<PathBuf>> {
+    fn take_ckpt_path(&mut self, stage: Stage, rank: &mut Rank) -> Result<Option<PathBuf>> {
         let Some(asked) = self.ckpt_path.take() else { return Ok(None) };
+        rank.on_rank_zero(|| self.find_checkpoint(asked, stage))
+    }
+
+    fn find_checkpoint(&self, asked: CkptPath, stage: Stage) -> Result<Option<PathBuf>> {
         let found = match &asked {
             CkptPath::Path(path) => Some(path.clone()),
             CkptPath::Best => self.callbacks.iter().find_map(|callback| callback.best_checkpoint()),
@@ -370,13 +409,47 @@ impl Trainer {
 }
 
 impl<H> Run<'_, H> {
-    /// Makes the run folder and opens the loggers, where anything is going to be written.
+    /// What a loader is told.
+    fn loader_cx(&self) -> LoaderCx {
+        LoaderCx {
+            stage: self.stage,
+            seed: self.config.seed,
+            rank: self.rank.rank(),
+            world_size: self.rank.world_size(),
+        }
+    }
+
+    /// Checks that all ranks are about to do the same.
+    fn verify(&mut self) -> Result<()> {
+        if self.rank.is_alone() {
+            return Ok(());
+        }
+        self.doing = Doing::Verifying;
+        let loaders = self.plan.eval_batches.len();
+        let manifest = Manifest::new()
+            .and("stage", self.stage.name())
+            .and("configuration", serde_json::to_string(self.config)?)
+            .and("training steps an epoch", self.plan.train_batches)
+            .and("evaluation loaders", loaders)
+            .parameters(&self.learner.parameters());
+        self.rank.verify(&manifest)
+    }
+
+    /// Makes the run folder and opens the loggers, where anything is going to be written: on rank 0.
     fn open_run_dir(&mut self) -> Result<()> {
+        self.doing = Doing::Opening;
+        (self.dir, self.logs_wanted) = self.on_rank_zero(|run| {
+            run.open_on_rank_zero()?;
+            Ok((run.dir.clone(), run.loggers_started))
+        })?;
+        Ok(())
+    }
+
+    fn open_on_rank_zero(&mut self) -> Result<()> {
         let saves = self.stage == Stage::Fit && self.config.enable_checkpointing;
         if self.config.fast_dev_run.is_some() || (self.loggers.is_empty() && !saves) {
             return Ok(());
         }
-        self.doing = Doing::Opening;
         let dir = match &self.dir {
             Some(dir) => dir.clone(),
             None => {
@@ -390,6 +463,30 @@ impl<H> Run<'_, H> {
         self.doing = Doing::Logging;
         self.loggers_started = true;
         self.loggers.iter_mut().try_for_each(|logger| logger.start(&dir, &config))
+    }
+
+    /// Tells all ranks of the checkpoints that rank 0 has written.
+    fn share_checkpoints(&mut self, from: &Option<PathBuf>) -> Result<()> {
+        if self.rank.is_alone() {
+            return Ok(());
+        }
+        let mine = (self.best_checkpoint(), self.last_checkpoint().or_else(|| from.clone()));
+        self.best_and_last = Some(self.rank.gather_objects(&mine, "the checkpoints")?.swap_remove(0));
+        Ok(())
+    }
+
+    fn best_checkpoint(&self) -> Option<PathBuf> {
+        match &self.best_and_last {
+            Some((best, _)) => best.clone(),
+            None => self.callbacks.iter().find_map(|callback| callback.best_checkpoint()),
+        }
+    }
+
+    fn last_checkpoint(&self) -> Option<PathBuf> {
+        match &self.best_and_last {
+            Some((_, last)) => last.clone(),
+            None => newest(self.callbacks, self.dir.as_deref()),
+        }
     }
 }
 
@@ -413,7 +510,7 @@ fn one_loader<H>(loaders: Loaders<H>) -> Result<Box<dyn Loader<H>>> {
 }
 
 fn eval_loaders<H>(run: &mut Run<'_, H>) -> Flow<Vec<Box<dyn Loader<H>>>> {
-    let cx = LoaderCx { stage: run.stage, seed: run.config.seed };
+    let cx = run.loader_cx();
     let (method, loaders) = match run.stage {
         Stage::Fit | Stage::Validate => {
             run.doing = Doing::Data("val_loader");

@@ -120,6 +120,10 @@ impl Callback for ProgressBar {
         "ProgressBar".to_owned()
     }
 
+    fn rank_zero_only(&self) -> bool {
+        true
+    }
+
     fn monitors(&self) -> bool {
         true
     }

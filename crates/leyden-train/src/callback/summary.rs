@@ -63,6 +63,10 @@ impl Callback for ModelSummary {
         "ModelSummary".to_owned()
     }
 
+    fn rank_zero_only(&self) -> bool {
+        true
+    }
+
     fn on_fit_start(&mut self, event: &Event<'_>, _: &mut Control) -> Result<()> {
         print(&self.render(event.learner));
         Ok(())

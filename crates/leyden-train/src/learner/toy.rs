@@ -149,6 +149,16 @@ impl Learner<ToyBatch> for ToyLearner {
         }
     }
 
+    fn zero_gradients(&mut self, _: &dyn Fn(&str) -> bool) {
+        // It always has both or none.
+        let features = self.weight.len();
+        self.gradients.get_or_insert_with(|| [vec![0.0; features], vec![0.0]]);
+    }
+
+    fn clear_gradients(&mut self) {
+        self.gradients = None;
+    }
+
     fn apply(&mut self, update: &Update) -> Result<()> {
         let Some(mut gradients) = self.gradients.take() else { return Ok(()) };
         let all = || gradients.iter().flatten().map(|&g| f64::from(g) / f64::from(update.accumulated));

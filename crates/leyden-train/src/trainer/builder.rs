@@ -7,7 +7,7 @@ use leyden_process::{Code, Error, Result, exit};
 
 use super::Trainer;
 use crate::callback::{ModelCheckpoint, ModelSummary, ProgressBar, Timer};
-use crate::config::{Limit, TrainerConfig, ValCheck};
+use crate::config::{Devices, Limit, Strategy, TrainerConfig, ValCheck};
 use crate::event::Callback;
 use crate::learner::GradientClip;
 use crate::logger::{CsvLogger, Logger, TensorBoardLogger};
@@ -55,9 +55,23 @@ impl TrainerBuilder {
         min_steps: u64 => Some,
         num_sanity_val_steps: usize => identity,
         overfit_batches: Limit => Some,
+        rank_timeout: Duration => identity,
         seed: u64 => identity,
         teardown_timeout: Duration => identity,
         val_check_interval: ValCheck => identity,
+        virtual_ranks: usize => Some,
+    }
+
+    /// Sets [`TrainerConfig::devices`]: a number of ranks, or a list of devices.
+    pub fn devices(mut self, devices: impl Into<Devices>) -> Self {
+        self.config.devices = devices.into();
+        self
+    }
+
+    /// Sets [`TrainerConfig::strategy`].
+    pub fn strategy(mut self, strategy: impl Into<Strategy>) -> Self {
+        self.config.strategy = strategy.into();
+        self
     }
 
     /// Sets [`TrainerConfig::name`].

@@ -16,6 +16,7 @@ use crate::step::StepCx;
 pub(crate) struct Evaluation {
     pub(crate) stage: Stage,
     loader: &'static str,
+    pub(crate) loader_method: &'static str,
     step: &'static str,
     start: Hook,
     epoch_start: Hook,
@@ -29,6 +30,7 @@ impl Evaluation {
     pub(crate) const VALIDATION: Self = Self {
         stage: Stage::Validate,
         loader: "validation",
+        loader_method: "val_loader",
         step: "validation_step",
         start: Hook::ValidationStart,
         epoch_start: Hook::ValidationEpochStart,
@@ -40,6 +42,7 @@ impl Evaluation {
     pub(crate) const TEST: Self = Self {
         stage: Stage::Test,
         loader: "test",
+        loader_method: "test_loader",
         step: "test_step",
         start: Hook::TestStart,
         epoch_start: Hook::TestEpochStart,
@@ -51,6 +54,7 @@ impl Evaluation {
     pub(crate) const PREDICTION: Self = Self {
         stage: Stage::Predict,
         loader: "prediction",
+        loader_method: "predict_loader",
         step: "predict_step",
         start: Hook::PredictStart,
         epoch_start: Hook::PredictEpochStart,
@@ -71,12 +75,13 @@ pub(crate) fn evaluate<H>(
 ) -> Flow<Vec<Vec<Box<dyn Any + Send>>>> {
     let counts: Vec<_> = run.plan.eval_batches.iter().map(|&n| n.min(limit.unwrap_or(n))).collect();
     let total = counts.iter().sum();
+    run.rank.sync_buffers(run.learner)?;
     run.eval_logs = Logs::with_loaders(loaders.len());
     run.evaluation = Some((0, total));
     run.emit(kind.start)?;
     run.emit(kind.epoch_start)?;
     let mut predictions = Vec::new();
-    for (index, (loader, &count)) in loaders.iter().zip(&counts).enumerate() {
+    'loaders: for (index, (loader, &count)) in loaders.iter().zip(&counts).enumerate() {
         let mut batches = loader.epoch(0, 0);
         let mut of_loader = Vec::new();
         for batch_index in 0..count {
@@ -91,9 +96,10 @@ pub(crate) fn evaluate<H>(
                 .into());
             };
             let batch = batch?;
-            run.emit(kind.batch_start)?;
+            run.emit_apart(kind.batch_start)?;
             let at = run.step_facts(kind.stage, batch_index, batch.samples, index);
             run.doing = Doing::Step(kind.step);
+            run.rank.phase(kind.step);
             let cx = &mut StepCx::new(at, &mut run.eval_logs);
             match kind.stage {
                 Stage::Predict => of_loader.push(run.learner.predict(batch.data, cx)?),
@@ -101,12 +107,19 @@ pub(crate) fn evaluate<H>(
             }
             run.eval_logs.end_step()?;
             run.evaluation = run.evaluation.map(|(done, total)| (done + 1, total));
-            run.emit(kind.batch_end)?;
+            run.emit_apart(kind.batch_end)?;
+            if run.is_asked_to_stop() {
+                break 'loaders;
+            }
         }
         predictions.push(of_loader);
     }
+    // Where a rank was asked to stop, all end here: before values of a part are taken for those of all.
+    run.agree()?;
+    run.check_signals()?;
+    run.rank.phase("the end of an evaluation");
     run.emit(kind.epoch_end)?;
-    let values = run.eval_logs.end_epoch()?;
+    let values = run.eval_logs.end_epoch(&mut run.rank)?;
     run.evaluation = None;
     run.publish(values)?;
     Ok(predictions)

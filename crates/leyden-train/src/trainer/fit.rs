@@ -13,10 +13,11 @@ use crate::plan::ValidationPlan;
 use crate::progress::Phase;
 use crate::scalar::Scalar;
 use crate::schedule::Interval;
-use crate::step::StepCx;
+use crate::step::{StepCx, StepFacts};
 
 type Train<H> = Box<dyn Loader<H>>;
 type Val<H> = [Box<dyn Loader<H>>];
+type Batches<'b, H> = dyn Iterator<Item = Result<Batch<H>>> + 'b;
 
 /// Trains until a limit, a callback or a signal says so.
 pub(crate) fn fit<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<StopReason> {
@@ -53,7 +54,8 @@ fn epoch<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<()> {
             run.train_logs.start_epoch();
             run.emit(Hook::TrainEpochStart)?;
         }
-        let mut batches = train.epoch(run.progress.epoch, run.progress.batch);
+        let mut batches =
+            train.epoch(run.progress.epoch, (run.progress.batch * run.rank.parts()).min(train.len()));
         loop {
             if run.progress.phase == Phase::BatchDone {
                 if validation_is_due(run) {
@@ -64,10 +66,9 @@ fn epoch<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<()> {
             if epoch_is_over(run) {
                 break;
             }
-            let batch = next_batch(run, &mut *batches)?;
-            train_batch(run, batch)?;
+            train_batch(run, &mut *batches)?;
         }
-        if run.skip_epoch && run.progress.accumulated > 0 {
+        if run.skip_epoch && run.in_window {
             optimizer_step(run)?;
         }
         let whole = run.progress.is_last_batch() || run.skip_epoch;
@@ -82,17 +83,55 @@ fn epoch<H>(run: &mut Run<'_, H>, train: &Train<H>, val: &Val<H>) -> Flow<()> {
     Ok(())
 }
 
-/// One batch, and the optimizer's step if it completes a window.
-fn train_batch<H>(run: &mut Run<'_, H>, batch: Batch<H>) -> Flow<()> {
+/// One batch (of each virtual rank that this one stands for), and the optimizer's step if it completes a window.
+fn train_batch<H>(run: &mut Run<'_, H>, batches: &mut Batches<'_, H>) -> Flow<()> {
+    let first = next_batch(run, batches)?;
     run.check_signals()?;
-    let samples = batch.samples;
+    let samples = first.as_ref().map_or(0, |batch| batch.samples);
     let at = run.step_facts(Stage::Fit, run.progress.batch, samples, 0);
     run.step = Some(at);
     run.emit_inside_step(Hook::TrainBatchStart)?;
     if run.skip_epoch {
         return Ok(run.act()?);
     }
+    let (mut loss, mut samples) = (None, 0);
+    let mut next = first;
+    for part in 0..run.rank.parts() {
+        let Some(batch) = next.take() else { break };
+        samples += batch.samples;
+        let at = run.facts_of_part(Stage::Fit, run.progress.batch, batch.samples, 0, part);
+        let trained = train_part(run, batch, at)?;
+        if trained.is_some() && run.rank.parts() > 1 {
+            run.rank.keep(run.learner, part)?;
+        }
+        loss = loss.or(trained);
+        if part + 1 < run.rank.parts() {
+            next = next_batch(run, batches)?;
+        }
+    }
+
+    let done = run.progress.batch + 1;
+    let last = done >= run.progress.batches;
+    let stepping = last || done.is_multiple_of(run.config.accumulate_grad_batches as usize);
+    run.in_window = !stepping;
+    if stepping {
+        optimizer_step(run)?;
+    }
+    run.progress.batch += 1;
+    run.progress.batches_seen += 1;
+    match run.rank.is_alone() {
+        true => run.progress.samples_seen += samples as u64,
+        false => run.new_samples += samples,
+    }
+    run.progress.phase = Phase::BatchDone;
+    let log = stepping && run.progress.global_step.is_multiple_of(run.plan.log_every_n_steps);
+    run.emit_train_batch_end(loss.as_ref(), log)
+}
+
+/// Forward and backward of one batch; gives its loss.
+fn train_part<H>(run: &mut Run<'_, H>, batch: Batch<H>, at: StepFacts) -> Flow<Option<Scalar>> {
     run.doing = Doing::Step("training_step");
+    run.rank.phase("training_step");
     let trained = run.learner.train(batch.data, &mut StepCx::new(at, &mut run.train_logs))?;
     run.train_logs.check()?;
     let loss = match trained {
@@ -105,44 +144,45 @@ fn train_batch<H>(run: &mut Run<'_, H>, batch: Batch<H>) -> Flow<()> {
     if run.config.detect_anomaly {
         detect_anomaly(run, loss.as_ref())?;
     }
-
-    let last = run.progress.batch + 1 >= run.progress.batches;
-    let full = run.progress.accumulated >= run.config.accumulate_grad_batches;
-    let stepping = full || (last && run.progress.accumulated > 0);
-    if stepping {
-        optimizer_step(run)?;
-    }
-    run.progress.batch += 1;
-    run.progress.batches_seen += 1;
-    run.progress.samples_seen += samples as u64;
-    run.progress.phase = Phase::BatchDone;
-    let log = stepping && run.progress.global_step.is_multiple_of(run.plan.log_every_n_steps);
-    run.emit_train_batch_end(loss.as_ref(), log)
+    Ok(loss)
 }
 
+/// The optimizer's step, with the gradients of all ranks; none where every batch of the window was skipped.
 fn optimizer_step<H>(run: &mut Run<'_, H>) -> Flow<()> {
+    run.in_window = false;
+    run.doing = Doing::Reducing;
+    let accumulated = run.rank.reduce(run.learner, std::mem::take(&mut run.progress.accumulated))?;
+    if accumulated == 0 {
+        return Ok(());
+    }
     run.emit_inside_step(Hook::BeforeOptimizerStep)?;
     run.doing = Doing::Optimizer;
-    run.learner.apply(&Update { accumulated: run.progress.accumulated, clip: run.config.gradient_clip })?;
-    run.progress.accumulated = 0;
+    run.learner.apply(&Update { accumulated, clip: run.config.gradient_clip })?;
     run.progress.global_step += 1;
     advance(run, Interval::Step)
 }
 
 fn advance<H>(run: &mut Run<'_, H>, due: Interval) -> Flow<()> {
     run.doing = Doing::Optimizer;
+    if !run.rank.is_alone() {
+        // What a step has logged differs between ranks; the learning rate must not.
+        let known = &run.metrics;
+        return Ok(run
+            .learner
+            .advance(due, &|name| known.get(name).or_else(|| known.get(&format!("{name}_epoch"))))?);
+    }
     let known = MetricsView { epoch: &run.metrics, step: &run.train_logs };
     Ok(run.learner.advance(due, &|name| known.get(name))?)
 }
 
-/// An epoch ends by count: a loader that stops early is an error, not a shorter epoch.
-fn next_batch<H>(
-    run: &mut Run<'_, H>,
-    batches: &mut dyn Iterator<Item = Result<Batch<H>>>,
-) -> Flow<Batch<H>> {
+/// An epoch ends by count: a loader that stops early is an error, not a shorter epoch. `None` where other ranks have more
+/// batches than this one, and it goes on without.
+fn next_batch<H>(run: &mut Run<'_, H>, batches: &mut Batches<'_, H>) -> Flow<Option<Batch<H>>> {
     run.doing = Doing::Loading("training");
+    run.rank.phase("loading training batches");
     match batches.next() {
-        Some(batch) => Ok(batch?),
+        Some(batch) => Ok(Some(batch?)),
+        None if run.progress.batch >= run.own_batches => Ok(None),
         None => Err(Error::new(ENDED_EARLY, "the training loader ended before its length")
             .why(format!("it promised {} batches, and gave {}", run.progress.batches, run.progress.batch))
             .hint("make the loader's `len` and its iterator agree")

@@ -51,6 +51,8 @@ pub(crate) fn conduct<H, T>(
         Ok(Err(Halt::Error(error))) => (Outcome::Failed, None, Some(run.locate(error))),
         Err(panic) => (Outcome::Failed, None, Some(run.locate(panicked(&run.doing(), panic)))),
     };
+    // The others learn of it at once, not after this rank's clean-ups.
+    let error = error.map(|error| run.rank.fail(error));
     let complaints = clean_up(run, &armed, &outcome, error.as_ref());
     let outcome = interrupted_late(run, outcome);
     conclude(outcome, value, error, complaints)
@@ -79,13 +81,17 @@ fn note_exit(signal: Signal, resumable: bool) {
 /// Data module, callbacks, module; as Lightning.
 fn set_up<H>(run: &mut Run<'_, H>, armed: &mut Armed) -> Flow<()> {
     run.doing = Doing::Data("prepare_data");
-    run.data.prepare_data()?;
+    run.on_rank_zero(|run| run.data.prepare_data())?;
     run.check_signals()?;
     run.doing = Doing::Data("setup");
     run.data.setup(run.stage)?;
     armed.data = true;
     run.check_signals()?;
     for index in 0..run.callbacks.len() {
+        if !run.rank.is_global_zero() && run.callbacks[index].rank_zero_only() {
+            armed.callbacks = index + 1;
+            continue;
+        }
         run.doing = Doing::Callback(index, Hook::Setup);
         let mut control = Control::default();
         run.call(index, Hook::Setup, &mut control, None, None, None)?;
@@ -117,6 +123,9 @@ fn clean_up<H>(run: &mut Run<'_, H>, armed: &Armed, outcome: &Outcome, error: Op
     };
     if let Some(error) = error.or(interrupted.as_ref()) {
         for index in 0..run.callbacks.len() {
+            if !run.rank.is_global_zero() && run.callbacks[index].rank_zero_only() {
+                continue;
+            }
             let name = format!("`on_exception` of callback `{}`", run.callbacks[index].name());
             cleaner.clean(name, &mut || {
                 run.call(index, Hook::Exception, &mut Control::default(), None, Some(error), None)
@@ -135,6 +144,9 @@ fn clean_up<H>(run: &mut Run<'_, H>, armed: &Armed, outcome: &Outcome, error: Op
         cleaner.clean("`DataModule::teardown`".to_owned(), &mut || run.data.teardown(outcome));
     }
     for index in 0..armed.callbacks {
+        if !run.rank.is_global_zero() && run.callbacks[index].rank_zero_only() {
+            continue;
+        }
         let name = format!("`teardown` of callback `{}`", run.callbacks[index].name());
         cleaner.clean(name, &mut || {
             run.call(index, Hook::Teardown, &mut Control::default(), None, None, Some(outcome))
@@ -180,13 +192,16 @@ impl Cleaner {
 /// A training that a signal stopped can go on from `last.safetensors`.
 fn save_interrupted<H>(run: &mut Run<'_, H>) -> Result<bool> {
     if run.started {
-        run.end = Some(run.run_state()?);
+        let logs = run.train_logs.state(&mut run.rank)?;
+        run.end = Some(run.run_state(logs));
     }
     match &run.dir {
         Some(dir) if run.stage == Stage::Fit && run.started && run.config.enable_checkpointing => {
             let path = last_in(dir);
             run.save(&path, Parts::All)?;
-            say(&format!("leyden: saved {}", path.display()));
+            if run.rank.is_global_zero() {
+                say(&format!("leyden: saved {}", path.display()));
+            }
             Ok(true)
         }
         _ => Ok(false),

@@ -8,6 +8,8 @@ use std::time::Instant;
 use leyden_data::mix;
 use leyden_process::signal::{Listener, Signal};
 use leyden_process::{Code, Error, Result, exit};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{Checkpoint, RunState, UNWRITABLE, link_atomically, remove_leftovers};
@@ -17,11 +19,12 @@ use crate::data_module::DataModule;
 use crate::event::{Callback, Event, Hook};
 use crate::learner::{Learner, LearnerView, Stage};
 use crate::logger::{Logger, Row};
-use crate::logs::Logs;
+use crate::logs::{Logs, OTHER_NAMES};
 use crate::metrics::{Metrics, MetricsView};
 use crate::outcome::Outcome;
 use crate::plan::Plan;
 use crate::progress::{Phase, Progress};
+use crate::ranks::Rank;
 use crate::say::say;
 use crate::scalar::Scalar;
 use crate::state::Parts;
@@ -49,6 +52,7 @@ pub(crate) struct Run<'r, H> {
     pub(crate) loggers: &'r mut [Box<dyn Logger>],
     pub(crate) learner: &'r mut dyn Learner<H>,
     pub(crate) data: &'r mut dyn DataModule<Batch = H>,
+    pub(crate) rank: Rank,
     pub(crate) signals: Listener,
     pub(crate) plan: Plan,
     pub(crate) progress: Progress,
@@ -56,19 +60,31 @@ pub(crate) struct Run<'r, H> {
     pub(crate) eval_logs: Logs,
     pub(crate) metrics: Metrics,
     pub(crate) dir: Option<PathBuf>,
-    /// A callback's request to end the training: its name and reason.
+    /// A callback's request to end the training: its name and reason. Where several ranks train, the request of one.
     pub(crate) stop: Option<(String, String)>,
     pub(crate) skip_epoch: bool,
     /// The training step that is being done, for the hooks around it.
     pub(crate) step: Option<StepFacts>,
+    /// What callbacks of this rank asked for, and not all ranks know yet.
+    pub(crate) asked: Asked,
     /// What callbacks asked for and is not done yet.
     pub(crate) acts: Vec<Act>,
+    /// Samples since the ranks counted theirs together.
+    pub(crate) new_samples: usize,
+    /// Whether gradients wait for more batches: then no rank saves or stops, since each has gradients of its own.
+    pub(crate) in_window: bool,
+    /// The signal that all ranks stop for.
+    pub(crate) agreed_signal: Option<Signal>,
+    /// The best and the newest checkpoint, as rank 0 knows them.
+    pub(crate) best_and_last: Option<(Option<PathBuf>, Option<PathBuf>)>,
     /// The run as it ended, before anybody was torn down.
     pub(crate) end: Option<RunState>,
     pub(crate) sanity_checking: bool,
     /// The batch of an evaluation, and how many there are.
     pub(crate) evaluation: Option<(usize, usize)>,
     pub(crate) last_validation: Instant,
+    /// Training batches of an epoch on this rank: fewer than those of the plan where other ranks have more.
+    pub(crate) own_batches: usize,
     /// What the training loader says of itself.
     pub(crate) loader: String,
     /// What is being done, for an error or panic to name.
@@ -76,6 +92,15 @@ pub(crate) struct Run<'r, H> {
     /// Whether the learner is set up and its state worth saving.
     pub(crate) started: bool,
     pub(crate) loggers_started: bool,
+    /// Whether any rank has loggers, which is rank 0.
+    pub(crate) logs_wanted: bool,
+}
+
+/// What callbacks of one rank ask of all.
+#[derive(Default)]
+pub(crate) struct Asked {
+    stop: Option<(String, String)>,
+    skip_epoch: bool,
 }
 
 /// What is being done, for an error or panic to name.
@@ -90,9 +115,12 @@ pub(crate) enum Doing {
     Opening,
     Optimizer,
     Planning,
+    Reducing,
     Restoring,
     Saving,
+    Sharing(&'static str),
     Step(&'static str),
+    Verifying,
 }
 
 impl<H> Run<'_, H> {
@@ -110,6 +138,17 @@ impl<H> Run<'_, H> {
     pub(crate) fn emit_inside_step(&mut self, hook: Hook) -> Flow<()> {
         self.tell_callbacks(hook, None, |_| true)?;
         self.tell_module(hook)
+    }
+
+    /// [`emit`](Self::emit) where ranks may not meet: in the batches of an evaluation, of which they may have different numbers.
+    /// Saving waits for its end.
+    pub(crate) fn emit_apart(&mut self, hook: Hook) -> Flow<()> {
+        if self.rank.is_alone() {
+            return self.emit(hook);
+        }
+        self.tell_callbacks(hook, None, |callback| !callback.saves())?;
+        self.tell_module(hook)?;
+        self.tell_callbacks(hook, None, |callback| callback.saves())
     }
 
     /// The end of a training batch. Its values are logged before a checkpoint holds that it is done; `log` says
@@ -130,7 +169,7 @@ impl<H> Run<'_, H> {
         let reads = |callback: &dyn Callback| callback.monitors() || callback.saves();
         self.tell_callbacks(Hook::TrainEpochEnd, None, |callback| !reads(callback))?;
         self.tell_module(Hook::TrainEpochEnd)?;
-        let values = self.train_logs.end_epoch()?;
+        let values = self.train_logs.end_epoch(&mut self.rank)?;
         self.publish(values)?;
         self.tell_callbacks(Hook::TrainEpochEnd, None, |callback| reads(callback) && !callback.saves())?;
         self.tell_savers(Hook::TrainEpochEnd, None)?;
@@ -139,6 +178,12 @@ impl<H> Run<'_, H> {
 
     /// Tells the callbacks that save; each finds the files of those before it.
     fn tell_savers(&mut self, hook: Hook, loss: Option<&Scalar>) -> Flow<()> {
+        if !self.rank.is_alone() {
+            self.tell_callbacks(hook, loss, |callback| callback.saves())?;
+            // Ranks meet once a step, not once a batch.
+            let waits = hook == Hook::TrainBatchEnd && self.in_window;
+            return if waits { Ok(()) } else { Ok(self.agree()?) };
+        }
         self.act()?;
         for index in 0..self.callbacks.len() {
             if self.callbacks[index].saves() {
@@ -164,6 +209,9 @@ impl<H> Run<'_, H> {
     }
 
     fn tell_callback(&mut self, index: usize, hook: Hook, loss: Option<&Scalar>) -> Flow<()> {
+        if !self.rank.is_global_zero() && self.callbacks[index].rank_zero_only() {
+            return Ok(());
+        }
         self.doing = Doing::Callback(index, hook);
         let mut control = Control::default();
         self.call(index, hook, &mut control, loss, None, None)?;
@@ -224,22 +272,130 @@ impl<H> Run<'_, H> {
 
     /// Where a step is that uses `samples` samples.
     pub(crate) fn step_facts(&self, stage: Stage, batch: usize, samples: usize, loader: usize) -> StepFacts {
-        facts(self.config.seed, stage, &self.progress, batch, samples, loader, true)
+        self.facts_of_part(stage, batch, samples, loader, 0)
     }
 
-    /// A signal ends the run where its state is whole.
+    /// The same for part `part` of a step of this rank, which has randomness of its own.
+    pub(crate) fn facts_of_part(
+        &self,
+        stage: Stage,
+        batch: usize,
+        samples: usize,
+        loader: usize,
+        part: usize,
+    ) -> StepFacts {
+        let mut facts = facts(self.config.seed, stage, &self.progress, batch, samples, loader, true);
+        if let part @ 1.. = self.rank.part(part) {
+            facts.seed = mix(facts.seed, &[part as u64]);
+        }
+        facts
+    }
+
+    /// A signal ends the run where its state is whole; where several ranks train, once all know of it.
     #[inline]
     pub(crate) fn check_signals(&self) -> Flow<()> {
-        self.signals.received().map_or(Ok(()), |signal| Err(Halt::Signal(signal)))
+        let signal = match self.rank.is_alone() {
+            true => self.signals.received(),
+            false => self.agreed_signal,
+        };
+        signal.map_or(Ok(()), |signal| Err(Halt::Signal(signal)))
+    }
+
+    /// Whether a signal waits for the other ranks to know of it: work of this rank alone ends early.
+    pub(crate) fn is_asked_to_stop(&self) -> bool {
+        !self.rank.is_alone() && self.signals.received().is_some()
+    }
+
+    /// Tells all ranks what this one was asked for, by callbacks or a signal, and does what any was asked for: then all
+    /// stop, skip and save at the same place. Nothing where there is one rank.
+    pub(crate) fn agree(&mut self) -> Result<()> {
+        if self.rank.is_alone() {
+            return Ok(());
+        }
+        let signal = self.signals.received().filter(|_| !self.in_window);
+        let flag = |set: bool, bit: u32| i64::from(set) << bit;
+        let flags = flag(self.asked.stop.is_some(), STOP)
+            | flag(self.asked.skip_epoch, SKIP)
+            | flag(signal == Some(Signal::Interrupt), INTERRUPT)
+            | flag(signal == Some(Signal::Terminate), TERMINATE)
+            | flag(!self.acts.is_empty() && !self.in_window, ACTS);
+        let words = [flags, std::mem::take(&mut self.new_samples) as i64];
+        let all = self.rank.gather(words, "whether to go on")?;
+        self.progress.samples_seen += all.iter().map(|[_, samples]| *samples as u64).sum::<u64>();
+        let any = |bit: u32| all.iter().any(|[flags, _]| flags >> bit & 1 == 1);
+        self.skip_epoch |= any(SKIP);
+        self.agreed_signal = match (any(INTERRUPT), any(TERMINATE)) {
+            (true, _) => Some(Signal::Interrupt),
+            (false, true) => Some(Signal::Terminate),
+            (false, false) => self.agreed_signal,
+        };
+        let asked = std::mem::take(&mut self.asked);
+        if any(STOP) {
+            let reasons = self.rank.gather_objects(&asked.stop, "why to stop")?;
+            let first = reasons.into_iter().enumerate().find_map(|(rank, stop)| Some((rank, stop?)));
+            if let (Some((rank, (name, reason))), None) = (first, &self.stop) {
+                let reason = if rank == 0 { reason } else { format!("{reason} (on rank {rank})") };
+                self.stop = Some((name, reason));
+            }
+        }
+        if any(ACTS) {
+            // Callbacks that save are asked on rank 0 alone.
+            if let Some(rank) =
+                all.iter().position(|[flags, _]| flags >> ACTS & 1 == 1).filter(|&rank| rank > 0)
+            {
+                return Err(Error::new(SAVED_ELSEWHERE, "a checkpoint was asked for on one rank, and not on rank 0")
+                    .at("asked on rank", rank)
+                    .why("rank 0 writes the files, for all")
+                    .hint("let the callback ask on every rank, or on rank 0: a choice by rank, time or chance differs between them"));
+            }
+            self.act_together()?;
+        }
+        Ok(())
+    }
+
+    /// Rank 0 saves, links and removes what its callbacks have asked for; the others take part in what it saves.
+    fn act_together(&mut self) -> Result<()> {
+        let acts = std::mem::take(&mut self.acts);
+        let kinds =
+            acts.iter().map(|act| matches!(act, Act::Save { weights_only: false, .. })).collect::<Vec<_>>();
+        let kinds = self.rank.gather_objects(&kinds, "what to save")?.swap_remove(0);
+        for (index, whole) in kinds.into_iter().enumerate() {
+            self.doing = Doing::Saving;
+            let logs = if whole { Some(self.train_logs.state(&mut self.rank)?) } else { None };
+            let act = acts.get(index);
+            self.on_rank_zero(|run| match act {
+                Some(Act::Save { path, .. }) => run.write(path, logs),
+                Some(Act::Link { from, to }) => link_atomically(from, to),
+                Some(Act::Remove(path)) => remove(path),
+                None => Ok(()),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Runs `f` on rank 0 while the others wait; its error reaches all.
+    pub(crate) fn on_rank_zero<T: Serialize + DeserializeOwned>(
+        &mut self,
+        f: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let mut rank = std::mem::replace(&mut self.rank, Rank::alone());
+        let result = rank.on_rank_zero(|| f(self));
+        self.rank = rank;
+        result
     }
 
     /// Does what a callback asked for; its acts wait for [`act`](Self::act).
     pub(crate) fn carry_out(&mut self, index: usize, control: Control) -> Result<()> {
         let Control { stop, skip_epoch, acts, scalars } = control;
-        if let (Some(reason), None) = (stop, &self.stop) {
-            self.stop = Some((self.callbacks[index].name(), reason));
+        let stop = stop.map(|reason| (self.callbacks[index].name(), reason));
+        if self.rank.is_alone() {
+            self.stop = self.stop.take().or(stop);
+            self.skip_epoch |= skip_epoch;
+        } else {
+            self.asked.stop = self.asked.stop.take().or(stop);
+            self.asked.skip_epoch |= skip_epoch;
         }
-        self.skip_epoch |= skip_epoch;
+        // What is asked on every rank, one does.
         self.acts.extend(acts);
         if scalars.is_empty() {
             return Ok(());
@@ -290,11 +446,14 @@ impl<H> Run<'_, H> {
 
     /// Gives the loggers this step's values.
     pub(crate) fn log_step_values(&mut self) -> Result<()> {
-        if !self.loggers_started {
+        if !self.logs_wanted {
             return Ok(());
         }
         let mut row = Vec::new();
         self.train_logs.step_values(|name, value| row.push((name.to_owned(), value)))?;
+        if !self.rank.is_alone() {
+            row = mean_of_ranks(&self.rank.gather_objects(&row, "this step's values")?)?;
+        }
         self.log_row(&row.iter().map(|(name, value)| (name.as_str(), *value)).collect::<Vec<_>>())
     }
 
@@ -310,37 +469,45 @@ impl<H> Run<'_, H> {
     /// Saves the run as it is now. The rows logged so far are handed to the kernel first: a process that is killed
     /// leaves them, and the run that resumes from here does not log them again.
     pub(crate) fn save(&mut self, path: &Path, parts: Parts) -> Result<()> {
-        if parts == Parts::All {
+        let logs = match parts {
+            Parts::All => Some(self.train_logs.state(&mut self.rank)?),
+            Parts::Weights => None,
+        };
+        self.on_rank_zero(|run| run.write(path, logs))
+    }
+
+    /// Writes a checkpoint: with what all ranks have logged, or of the weights alone.
+    fn write(&mut self, path: &Path, logs: Option<Value>) -> Result<()> {
+        if logs.is_some() {
             self.flush_loggers()?;
         }
         self.doing = Doing::Saving;
-        let learner = self.learner.state(parts)?;
-        let run = match parts {
-            Parts::Weights => None,
-            Parts::All => Some(self.run_state()?),
-        };
-        Checkpoint { learner, run }.write(path)
+        let learner = self.learner.state(if logs.is_some() { Parts::All } else { Parts::Weights })?;
+        Checkpoint { learner, run: logs.map(|logs| self.run_state(logs)) }.write(path)
     }
 
-    pub(crate) fn run_state(&self) -> Result<RunState> {
+    /// What is no tensor, with `logs` as what was logged.
+    pub(crate) fn run_state(&self, logs: Value) -> RunState {
         let states = self.callbacks.iter().map(|callback| (callback.name(), callback.state()));
-        Ok(RunState {
+        RunState {
             progress: self.progress.clone(),
             seed: self.config.seed,
             callbacks: states.filter(|(_, state)| !state.is_null()).collect::<Map<_, _>>(),
             data: self.data.state(),
             loader: self.loader.clone(),
-            logs: self.train_logs.state()?,
+            logs,
             metrics: self.metrics.iter().map(|(name, value)| (name.to_owned(), value.to_bits())).collect(),
             stop: self.stop.clone(),
             skip_epoch: self.skip_epoch,
-        })
+        }
     }
 
     /// Takes a checkpoint back. Evaluations take the weights alone.
     pub(crate) fn load(&mut self, path: &Path) -> Result<()> {
         let Checkpoint { learner, run } = Checkpoint::read(path)?;
-        remove_leftovers(path);
+        if self.rank.is_global_zero() {
+            remove_leftovers(path);
+        }
         if self.stage != Stage::Fit {
             return self
                 .learner
@@ -359,7 +526,10 @@ impl<H> Run<'_, H> {
         self.learner.load(learner, Parts::All).map_err(|error| error.at("file", path.display()))?;
         self.data.load_state(&run.data)?;
         self.load_callbacks(&run)?;
-        self.train_logs.load_state(&run.logs)?;
+        if self.rank.is_global_zero() {
+            // They are those of all ranks.
+            self.train_logs.load_state(&run.logs)?;
+        }
         self.metrics = run.metrics.into_iter().map(|(name, bits)| (name, f64::from_bits(bits))).collect();
         self.skip_epoch = run.skip_epoch;
         let batches = self.progress.batches;
@@ -423,15 +593,19 @@ impl<H> Run<'_, H> {
             Doing::Optimizer => "the optimizer step".to_owned(),
             Doing::Opening => "making the run folder".to_owned(),
             Doing::Planning => "resolving the configuration".to_owned(),
+            Doing::Reducing => "summing the gradients of all ranks".to_owned(),
             Doing::Restoring => "loading a checkpoint".to_owned(),
             Doing::Saving => "saving a checkpoint".to_owned(),
+            Doing::Sharing(method) => format!("dividing the loader of `DataModule::{method}` among ranks"),
             Doing::Step(step) => format!("`{step}`"),
+            Doing::Verifying => "the check that all ranks train the same".to_owned(),
         }
     }
 
     /// Adds where the run is to an error.
     pub(crate) fn locate(&self, error: Error) -> Error {
         let error = error.at_if_absent("in", self.doing());
+        let error = if self.rank.is_alone() { error } else { error.at_if_absent("rank", self.rank.rank()) };
         let error = if self.sanity_checking { error.at("during", "the sanity check") } else { error };
         let error = match self.evaluation {
             Some((batch, _)) => error.at_if_absent("batch", batch),
@@ -452,6 +626,30 @@ impl<H> Run<'_, H> {
         json!({ "leyden": env!("CARGO_PKG_VERSION"), "config": self.config, "plan": self.plan })
     }
 }
+
+/// The mean over ranks of what each has logged in a step.
+fn mean_of_ranks(all: &[Vec<(String, f64)>]) -> Result<Vec<(String, f64)>> {
+    let names = |row: &[(String, f64)]| row.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    let mut mean = all[0].clone();
+    for (rank, row) in all.iter().enumerate().skip(1) {
+        if names(row) != names(&mean) {
+            return Err(Error::new(OTHER_NAMES, "ranks have logged different names in a step")
+                .at("on rank 0", names(&mean).join(", "))
+                .at(format!("on rank {rank}"), names(row).join(", "))
+                .hint("log the same names on every rank, in the same order"));
+        }
+        mean.iter_mut().zip(row).for_each(|((_, sum), (_, value))| *sum += value);
+    }
+    mean.iter_mut().for_each(|(_, sum)| *sum /= all.len() as f64);
+    Ok(mean)
+}
+
+/// The bits by which ranks tell each other what they were asked for.
+const STOP: u32 = 0;
+const SKIP: u32 = 1;
+const INTERRUPT: u32 = 2;
+const TERMINATE: u32 = 3;
+const ACTS: u32 = 4;
 
 /// Removes a checkpoint that may be gone already.
 fn remove(path: &Path) -> Result<()> {
@@ -514,6 +712,8 @@ impl fmt::Debug for Halt {
     }
 }
 
+/// A checkpoint was asked for on a rank that does not write.
+pub const SAVED_ELSEWHERE: Code = Code::new("D0404", exit::TRAINING_FAILED);
 /// A weights-only checkpoint was given to `fit`.
 pub const WEIGHTS_ONLY: Code = Code::new("K0106", exit::CONFIGURATION);
 /// A checkpoint inside an epoch was given to a run with another order.

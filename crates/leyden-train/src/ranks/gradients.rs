@@ -1,0 +1,304 @@
+//! Gradients of all ranks, summed: in flat buckets, in one order, so that each rank has the same bits.
+
+use leyden_process::{Code, Error, Result, exit};
+
+use super::comm;
+use crate::config::{Ddp, TrainerConfig, Uneven};
+use crate::learner::{Gradient, GradientValues, Learner};
+
+/// What summing needs from step to step.
+#[derive(Debug, Default)]
+pub(crate) struct Gradients {
+    ddp: Ddp,
+    /// Whether sums follow a fixed tree over virtual ranks.
+    tree: bool,
+    /// The sums of each virtual rank that this one stands for, where they are several.
+    kept: Vec<Flat>,
+    flat: Flat,
+    /// The pairs of each round of the tree that this rank is in.
+    pairs: Option<Vec<comm::Group>>,
+}
+
+/// The gradients of a whole model, one after another.
+#[derive(Clone, Debug, Default)]
+struct Flat {
+    single: Vec<f32>,
+    double: Vec<f64>,
+    /// The parameters that no gradient has reached.
+    missing: Vec<String>,
+    used: bool,
+}
+
+impl Gradients {
+    pub(crate) fn new(config: &TrainerConfig) -> Self {
+        Self { ddp: config.strategy.ddp(), tree: config.virtual_ranks.is_some(), ..Self::default() }
+    }
+
+    pub(crate) fn uneven(&self) -> Uneven {
+        self.ddp.uneven
+    }
+
+    /// Whether the sums of virtual ranks are apart from the learner's.
+    pub(crate) fn are_kept(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    /// Takes the learner's gradients as those of virtual rank `part` of this one's, and adds them to its others of this window.
+    pub(crate) fn keep<H>(&mut self, learner: &mut dyn Learner<H>, part: usize) -> Result<()> {
+        if self.kept.len() <= part {
+            self.kept.resize(part + 1, Flat::default());
+        }
+        let kept = &mut self.kept[part];
+        let add = std::mem::replace(&mut kept.used, true);
+        kept.take(learner, add)?;
+        learner.clear_gradients();
+        Ok(())
+    }
+
+    /// Gives the learner the sum over all virtual ranks, which this one stands for.
+    pub(crate) fn finish<H>(&mut self, learner: &mut dyn Learner<H>, accumulated: u32) -> Result<u32> {
+        if accumulated > 0 {
+            let sum = self.kept_sum();
+            sum.give(learner)?;
+        }
+        Ok(accumulated)
+    }
+
+    /// The sum over this rank's virtual ranks, pair by pair: `(v0 + v1) + (v2 + v3)`.
+    fn kept_sum(&mut self) -> Flat {
+        let mut sums = std::mem::take(&mut self.kept);
+        sums.iter_mut().for_each(|sum| sum.used = false);
+        let mut distance = 1;
+        while distance < sums.len() {
+            for first in (0..sums.len()).step_by(2 * distance) {
+                let (low, high) = sums.split_at_mut(first + distance);
+                low[first].add(&high[0]);
+            }
+            distance *= 2;
+        }
+        // The places stay for the next step; the first is copied out of.
+        let sum = sums[0].clone();
+        self.kept = sums;
+        sum
+    }
+
+    /// See [`Rank::reduce`](super::Rank::reduce).
+    pub(crate) fn reduce<H>(
+        &mut self,
+        comm: &mut comm::Rank,
+        learner: &mut dyn Learner<H>,
+        accumulated: u32,
+    ) -> Result<u32> {
+        let mut flat = match (self.are_kept(), accumulated) {
+            (true, 1..) => self.kept_sum(),
+            _ => {
+                let mut flat = std::mem::take(&mut self.flat);
+                if accumulated == 0 {
+                    // What others have, this rank adds zeros to.
+                    learner.zero_gradients(&|_| true);
+                }
+                flat.take(learner, false)?;
+                if self.ddp.find_unused_parameters && !flat.missing.is_empty() {
+                    let missing = flat.missing.clone();
+                    learner.zero_gradients(&|_| true);
+                    flat.take(learner, false)?;
+                    flat.missing = missing;
+                }
+                flat
+            }
+        };
+        let header = [i64::from(accumulated), flat.missing_hash()];
+        let headers = comm.all_gather_in(comm::Group::WORLD, &header, "gradients: what each rank has")?;
+        let headers: Vec<[i64; 2]> = headers.as_chunks::<2>().0.to_vec();
+        let total: i64 = headers.iter().map(|[accumulated, _]| accumulated).sum();
+        if total > 0 {
+            let mut missing =
+                headers.iter().filter(|[accumulated, _]| *accumulated > 0).map(|[_, hash]| *hash);
+            let first = missing.next();
+            let equal = missing.all(|other| Some(other) == first);
+            if !equal || headers.iter().any(|[accumulated, _]| *accumulated == 0) {
+                self.settle_missing(comm, &mut flat, accumulated, equal)?;
+            }
+            self.sum(comm, &mut flat)?;
+            if !flat.missing.is_empty() {
+                learner.clear_gradients();
+            }
+            flat.give(learner)?;
+        } else {
+            learner.clear_gradients();
+        }
+        self.flat = flat;
+        Ok(u32::try_from(total).unwrap_or(u32::MAX))
+    }
+
+    /// Not all ranks have gradients of the same parameters: those that one has, all get.
+    fn settle_missing(
+        &self,
+        comm: &mut comm::Rank,
+        flat: &mut Flat,
+        accumulated: u32,
+        equal: bool,
+    ) -> Result<()> {
+        let mine = (accumulated > 0).then(|| flat.missing.clone());
+        let all = comm.all_gather_object(&mine, "gradients: parameters without one")?;
+        if !equal && !self.ddp.find_unused_parameters {
+            return Err(unused(&all));
+        }
+        let missing = |name: &String| all.iter().flatten().all(|missing| missing.contains(name));
+        flat.missing =
+            all.iter().flatten().next().into_iter().flatten().filter(|name| missing(name)).cloned().collect();
+        Ok(())
+    }
+
+    fn sum(&mut self, comm: &mut comm::Rank, flat: &mut Flat) -> Result<()> {
+        let groups = self.groups(comm)?;
+        let bytes = self.ddp.bucket_bytes.max(size_of::<f64>());
+        let buckets = flat.single.len().div_ceil(bytes / size_of::<f32>());
+        for group in groups {
+            for (index, bucket) in flat.single.chunks_mut(bytes / size_of::<f32>()).enumerate() {
+                let label = bucket_label(index, buckets);
+                comm.all_reduce_in(group, bucket, comm::ReduceOp::Sum, &label)?;
+            }
+            for bucket in flat.double.chunks_mut(bytes / size_of::<f64>()) {
+                comm.all_reduce_in(group, bucket, comm::ReduceOp::Sum, "gradients in f64")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The groups to sum over, one after another: all ranks at once; or, so that the sum is the same for any number of ranks,
+    /// the two of each pair that the tree over virtual ranks has.
+    fn groups(&mut self, comm: &mut comm::Rank) -> Result<Vec<comm::Group>> {
+        let size = comm.world_size();
+        if !self.tree || size == 2 {
+            return Ok(vec![comm::Group::WORLD]);
+        }
+        if let Some(pairs) = &self.pairs {
+            return Ok(pairs.clone());
+        }
+        let mut mine = Vec::new();
+        let mut distance = 1;
+        while distance < size {
+            for low in (0..size).filter(|rank| rank & distance == 0) {
+                let group = comm.new_group(&[low, low + distance])?;
+                if comm.rank() & !distance == low {
+                    mine.push(group);
+                }
+            }
+            distance *= 2;
+        }
+        self.pairs = Some(mine.clone());
+        Ok(mine)
+    }
+}
+
+/// Most models fit into one.
+fn bucket_label(index: usize, buckets: usize) -> std::borrow::Cow<'static, str> {
+    match buckets {
+        1 => "gradients".into(),
+        _ => format!("gradients, bucket {} of {buckets}", index + 1).into(),
+    }
+}
+
+impl Flat {
+    /// Copies the learner's gradients, or adds them; those that are missing are zeros.
+    fn take<H>(&mut self, learner: &mut dyn Learner<H>, add: bool) -> Result<()> {
+        let (mut single, mut double) = (0, 0);
+        let missing_before = std::mem::take(&mut self.missing);
+        learner.visit_gradients(&mut |Gradient { path, shape, values }| {
+            let len = shape.iter().product::<usize>();
+            match values {
+                Some(GradientValues::F32(values)) => {
+                    put(&mut self.single, single, values, add, |sum, value| *sum += value);
+                    single += len;
+                }
+                Some(GradientValues::F64(values)) => {
+                    put(&mut self.double, double, values, add, |sum, value| *sum += value);
+                    double += len;
+                }
+                None => {
+                    // Which type it would have is not known: those that are missing have no place until all agree.
+                    if !add || missing_before.iter().any(|name| name == path) {
+                        self.missing.push(path.to_owned());
+                    }
+                    if !add {
+                        put(&mut self.single, single, &vec![0.0; len], false, |_, _| ());
+                    }
+                    single += len;
+                }
+            }
+            Ok(())
+        })?;
+        self.single.truncate(single);
+        self.double.truncate(double);
+        Ok(())
+    }
+
+    /// Gives the learner these as its gradients.
+    fn give<H>(&self, learner: &mut dyn Learner<H>) -> Result<()> {
+        learner.zero_gradients(&|path| !self.missing.iter().any(|name| name == path));
+        let (mut single, mut double) = (0, 0);
+        learner.visit_gradients(&mut |Gradient { shape, values, .. }| {
+            let len = shape.iter().product::<usize>();
+            match values {
+                Some(GradientValues::F64(values)) => {
+                    values.copy_from_slice(&self.double[double..][..len]);
+                    double += len;
+                }
+                Some(GradientValues::F32(values)) => {
+                    values.copy_from_slice(&self.single[single..][..len]);
+                    single += len;
+                }
+                None => single += len,
+            }
+            Ok(())
+        })
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.single.iter_mut().zip(&other.single).for_each(|(sum, value)| *sum += value);
+        self.double.iter_mut().zip(&other.double).for_each(|(sum, value)| *sum += value);
+        self.missing.retain(|name| other.missing.contains(name));
+    }
+
+    fn missing_hash(&self) -> i64 {
+        let bytes = self.missing.iter().flat_map(|name| [name.as_bytes(), b"\n"]).flatten();
+        bytes
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+            })
+            .cast_signed()
+    }
+}
+
+/// Copies `values` to `at`, making room, or adds them there.
+fn put<T: Copy + Default>(to: &mut Vec<T>, at: usize, values: &[T], add: bool, plus: impl Fn(&mut T, T)) {
+    if to.len() < at + values.len() {
+        to.resize(at + values.len(), T::default());
+    }
+    let place = &mut to[at..][..values.len()];
+    match add {
+        true => place.iter_mut().zip(values).for_each(|(sum, value)| plus(sum, *value)),
+        false => place.copy_from_slice(values),
+    }
+}
+
+/// The error of a parameter that takes part in the loss on some ranks alone.
+fn unused(all: &[Option<Vec<String>>]) -> Error {
+    let contributing =
+        || all.iter().enumerate().filter_map(|(rank, missing)| Some((rank, missing.as_ref()?)));
+    let everywhere = |name: &String| contributing().all(|(_, missing)| missing.contains(name));
+    contributing()
+        .map(|(rank, missing)| (rank, missing.iter().filter(|name| !everywhere(name)).cloned().collect::<Vec<_>>()))
+        .filter(|(_, missing)| !missing.is_empty())
+        .fold(
+            Error::new(UNUSED_PARAMETER, "parameters have a gradient on some ranks alone"),
+            |error, (rank, missing)| error.at(format!("without one on rank {rank}"), missing.join(", ")),
+        )
+        .why("the loss of that rank does not depend on them: its step took another branch")
+        .hint("use every parameter in each step, add those that are not used with a factor of 0, or freeze them")
+        .hint("or `Ddp::default().find_unused_parameters(true)`: a rank without a gradient then counts as zeros")
+}
+
+/// A parameter has a gradient on some ranks alone.
+pub const UNUSED_PARAMETER: Code = Code::new("D0402", exit::TRAINING_FAILED);
