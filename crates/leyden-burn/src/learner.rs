@@ -228,6 +228,17 @@ impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
         result
     }
 
+    fn zero_gradients(&mut self, of: &dyn Fn(&str) -> bool) {
+        let gradients = self.gradients.get_or_insert_with(GradientsParams::new);
+        if let Some(model) = &self.model {
+            tensors::zero_gradients(model, gradients, of);
+        }
+    }
+
+    fn clear_gradients(&mut self) {
+        self.gradients = None;
+    }
+
     fn apply(&mut self, update: &Update) -> Result<()> {
         let Some(mut gradients) = self.gradients.take() else { return Ok(()) };
         if update.accumulated > 1 {

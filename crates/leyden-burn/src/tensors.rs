@@ -91,6 +91,15 @@ pub(crate) fn add_gradients<M: Module>(module: &M, sum: &mut GradientsParams, ne
     module.visit(&mut GradientAdder { sum, new });
 }
 
+/// Gives zeros to each trainable parameter that has no gradient, where `of` says so.
+pub(crate) fn zero_gradients<M: Module>(
+    module: &M,
+    gradients: &mut GradientsParams,
+    of: &dyn Fn(&str) -> bool,
+) {
+    module.visit(&mut GradientZeroer { path: Path::default(), gradients, of });
+}
+
 /// The norm of all gradients together: each tensor's squares are summed on its device, one read fetches the sums, and
 /// they are added in `f64`.
 pub(crate) fn gradient_norm<M: Module>(module: &M, gradients: &GradientsParams) -> Result<f64> {
@@ -365,6 +374,28 @@ impl ModuleVisitor for GradientAdder<'_> {
             };
             self.sum.register(param.id, sum);
         }
+    }
+}
+
+struct GradientZeroer<'a> {
+    path: Path,
+    gradients: &'a mut GradientsParams,
+    of: &'a dyn Fn(&str) -> bool,
+}
+
+impl ModuleVisitor for GradientZeroer<'_> {
+    track_path!();
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if !param.is_require_grad()
+            || self.gradients.get::<D>(param.id).is_some()
+            || !(self.of)(&self.path.joined())
+        {
+            return;
+        }
+        let value = param.val().without_autodiff();
+        self.gradients
+            .register(param.id, Tensor::<D>::zeros(value.shape(), (&value.device(), value.dtype())));
     }
 }
 

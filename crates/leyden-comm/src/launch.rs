@@ -116,7 +116,10 @@ fn start<R: DeserializeOwned + Send>(n: usize, job: &Job) -> Result<Vec<R>> {
             .collect();
         threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect()
     });
-    if let Some(error) = world.poisoned() {
+    // What failed first is the reason of all other failures. One that the functions have dealt with is none.
+    if results.iter().any(Result::is_err)
+        && let Some(error) = world.poisoned()
+    {
         return Err(error);
     }
     let read = |bytes: Result<Vec<u8>>| {

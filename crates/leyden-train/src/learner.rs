@@ -54,6 +54,34 @@ pub trait Learner<H>: LearnerView {
     /// validations; `metric` looks up what a plateau schedule watches.
     fn advance(&mut self, due: Interval, metric: &dyn Fn(&str) -> Option<f64>) -> Result<()>;
 
+    /// What training changes besides the optimizer, such as running means: the tensors that are not trained.
+    fn buffers(&mut self) -> Result<Vec<NamedTensor>> {
+        let parameters = self.parameters();
+        if parameters.iter().all(|parameter| parameter.trainable) {
+            return Ok(Vec::new());
+        }
+        let trained = |tensor: &NamedTensor| {
+            parameters.iter().any(|parameter| parameter.trainable && parameter.path == tensor.name)
+        };
+        let mut tensors = self.state(Parts::Weights)?.weights;
+        tensors.retain(|tensor| !trained(tensor));
+        Ok(tensors)
+    }
+
+    /// Takes back its [`buffers`](Self::buffers), or those of another rank.
+    fn load_buffers(&mut self, buffers: Vec<NamedTensor>) -> Result<()> {
+        if buffers.is_empty() {
+            return Ok(());
+        }
+        let mut state = self.state(Parts::Weights)?;
+        for tensor in &mut state.weights {
+            if let Some(buffer) = buffers.iter().find(|buffer| buffer.name == tensor.name) {
+                tensor.clone_from(buffer);
+            }
+        }
+        self.load(state, Parts::Weights)
+    }
+
     /// The module's own hook; `cx` is there where logging is allowed.
     fn hook(&mut self, hook: Hook, cx: Option<&mut StepCx<'_>>) -> Result<()>;
 

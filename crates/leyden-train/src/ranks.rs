@@ -65,7 +65,7 @@ impl Rank {
         }
         let mut rank = Self::alone();
         rank.parts = virtual_ranks / size;
-        rank.gradients = Gradients::new(config);
+        rank.gradients = Gradients::new(config, rank.parts);
         if size > 1 {
             let mut joined = comm::launch::world(size)?.join()?;
             joined.set_limits(WARN_AFTER, config.rank_timeout);
@@ -219,40 +219,18 @@ impl Rank {
 
     /// Gives the learner of each rank the weights and buffers of rank 0's.
     pub(crate) fn sync<H>(&mut self, learner: &mut dyn Learner<H>) -> Result<()> {
-        self.sync_tensors(learner, |_| true, "the weights of rank 0")
-    }
-
-    /// The same for what the optimizer does not change, such as running means, which each rank has its own of.
-    pub(crate) fn sync_buffers<H>(&mut self, learner: &mut dyn Learner<H>) -> Result<()> {
-        if self.is_alone() {
-            return Ok(());
-        }
-        let buffers: Vec<_> =
-            learner.parameters().into_iter().filter(|parameter| !parameter.trainable).collect();
-        if buffers.is_empty() {
-            return Ok(());
-        }
-        let is_buffer = |name: &str| buffers.iter().any(|buffer| buffer.path == name);
-        self.sync_tensors(learner, is_buffer, "the buffers of rank 0")
-    }
-
-    fn sync_tensors<H>(
-        &mut self,
-        learner: &mut dyn Learner<H>,
-        which: impl Fn(&str) -> bool,
-        label: &str,
-    ) -> Result<()> {
         let Some(comm) = &mut self.comm else { return Ok(()) };
         let mut state = learner.state(Parts::Weights)?;
-        for NamedTensor { name, bytes, .. } in &mut state.weights {
-            if which(name) {
-                comm.broadcast_in(comm::Group::WORLD, bytes.as_mut_slice(), 0, label)?;
-            }
-        }
-        if comm.rank() == 0 {
-            return Ok(());
-        }
-        learner.load(state, Parts::Weights)
+        broadcast(comm, &mut state.weights, "the weights of rank 0")?;
+        if comm.rank() == 0 { Ok(()) } else { learner.load(state, Parts::Weights) }
+    }
+
+    /// The same for what is not trained, such as running means, of which each rank has its own.
+    pub(crate) fn sync_buffers<H>(&mut self, learner: &mut dyn Learner<H>) -> Result<()> {
+        let Some(comm) = &mut self.comm else { return Ok(()) };
+        let mut buffers = learner.buffers()?;
+        broadcast(comm, &mut buffers, "the buffers of rank 0")?;
+        if comm.rank() == 0 { Ok(()) } else { learner.load_buffers(buffers) }
     }
 
     /// Makes of the learner's gradient sums those of all ranks, of `accumulated` batches here; gives how many batches they
@@ -269,6 +247,13 @@ impl Rank {
     pub(crate) fn keep<H>(&mut self, learner: &mut dyn Learner<H>, part: usize) -> Result<()> {
         self.gradients.keep(learner, part)
     }
+}
+
+/// Replaces tensors by those of rank 0.
+fn broadcast(comm: &mut comm::Rank, tensors: &mut [NamedTensor], label: &str) -> Result<()> {
+    tensors.iter_mut().try_for_each(|NamedTensor { bytes, .. }| {
+        comm.broadcast_in(comm::Group::WORLD, bytes.as_mut_slice(), 0, label)
+    })
 }
 
 /// How long ranks wait for one that is silent before they say so.

@@ -12,7 +12,9 @@ pub(crate) struct Gradients {
     ddp: Ddp,
     /// Whether sums follow a fixed tree over virtual ranks.
     tree: bool,
-    /// The sums of each virtual rank that this one stands for, where they are several.
+    /// How many virtual ranks this one stands for.
+    parts: usize,
+    /// The sums of each of them in this window.
     kept: Vec<Flat>,
     flat: Flat,
     /// The pairs of each round of the tree that this rank is in.
@@ -30,8 +32,8 @@ struct Flat {
 }
 
 impl Gradients {
-    pub(crate) fn new(config: &TrainerConfig) -> Self {
-        Self { ddp: config.strategy.ddp(), tree: config.virtual_ranks.is_some(), ..Self::default() }
+    pub(crate) fn new(config: &TrainerConfig, parts: usize) -> Self {
+        Self { ddp: config.strategy.ddp(), tree: config.virtual_ranks.is_some(), parts, ..Self::default() }
     }
 
     pub(crate) fn uneven(&self) -> Uneven {
@@ -67,6 +69,11 @@ impl Gradients {
     /// The sum over this rank's virtual ranks, pair by pair: `(v0 + v1) + (v2 + v3)`.
     fn kept_sum(&mut self) -> Flat {
         let mut sums = std::mem::take(&mut self.kept);
+        sums.resize(self.parts, Flat::default());
+        // A virtual rank that has skipped all its batches adds zeros.
+        if let Some(first) = sums.iter().find(|sum| sum.used).cloned() {
+            sums.iter_mut().filter(|sum| !sum.used).for_each(|sum| *sum = first.zeros());
+        }
         sums.iter_mut().for_each(|sum| sum.used = false);
         let mut distance = 1;
         while distance < sums.len() {
@@ -253,6 +260,10 @@ impl Flat {
             }
             Ok(())
         })
+    }
+
+    fn zeros(&self) -> Self {
+        Self { single: vec![0.0; self.single.len()], double: vec![0.0; self.double.len()], ..self.clone() }
     }
 
     fn add(&mut self, other: &Self) {

@@ -96,12 +96,17 @@ fn train_batch<H>(run: &mut Run<'_, H>, batches: &mut Batches<'_, H>) -> Flow<()
     }
     let (mut loss, mut samples) = (None, 0);
     let mut next = first;
+    // Buffers, such as running means, are those of the first virtual rank, on however many ranks they are.
+    let mut buffers = Vec::new();
     for part in 0..run.rank.parts() {
         let Some(batch) = next.take() else { break };
+        if part == 1 {
+            buffers = run.learner.buffers()?;
+        }
         samples += batch.samples;
         let at = run.facts_of_part(Stage::Fit, run.progress.batch, batch.samples, 0, part);
         let trained = train_part(run, batch, at)?;
-        if trained.is_some() && run.rank.parts() > 1 {
+        if trained.is_some() && run.config.virtual_ranks.is_some() {
             run.rank.keep(run.learner, part)?;
         }
         loss = loss.or(trained);
@@ -110,6 +115,7 @@ fn train_batch<H>(run: &mut Run<'_, H>, batches: &mut Batches<'_, H>) -> Flow<()
         }
     }
 
+    run.learner.load_buffers(buffers)?;
     let done = run.progress.batch + 1;
     let last = done >= run.progress.batches;
     let stepping = last || done.is_multiple_of(run.config.accumulate_grad_batches as usize);

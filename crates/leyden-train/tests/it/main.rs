@@ -11,6 +11,8 @@ mod lifecycle;
 mod limits;
 mod logging;
 mod many;
+#[cfg(target_os = "linux")]
+mod ranks;
 mod resume;
 mod signals;
 mod support;

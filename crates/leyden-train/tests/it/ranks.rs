@@ -1,0 +1,335 @@
+//! Several ranks in one run, as real processes: the same numbers, agreed ends, and failures that reach all.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use leyden_comm::launch;
+use leyden_data::DataLoader;
+use leyden_process::{Error, Result, bail};
+use leyden_train::learner::toy::ToyBatch;
+use leyden_train::testing::ToyRows;
+use leyden_train::{Callback, Control, DataModule, Event, LoaderCx, Loaders, Outcome, Stage, TrainerBuilder};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::support::{bare, quick_dir, quiet, rows, toy};
+
+/// Data whose steps are the same on any number of ranks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Global {
+    rows: usize,
+    eval: usize,
+    batch: usize,
+    workers: usize,
+}
+
+impl Global {
+    const SMALL: Self = Self { rows: 48, eval: 10, batch: 8, workers: 0 };
+
+    fn loader(&self, rows: std::ops::Range<usize>, shuffle: bool) -> Result<Loaders<ToyBatch>> {
+        let rows = ToyRows { features: 3, rows };
+        let loader = DataLoader::builder(rows).global_batch_size(self.batch).shuffle(shuffle);
+        Ok(loader.num_workers(self.workers).build()?.into())
+    }
+}
+
+impl DataModule for Global {
+    type Batch = ToyBatch;
+
+    fn train_loader(&mut self, _: &LoaderCx) -> Result<Loaders<ToyBatch>> {
+        self.loader(0..self.rows, true)
+    }
+
+    fn val_loader(&mut self, _: &LoaderCx) -> Result<Loaders<ToyBatch>> {
+        self.loader(1000..1000 + self.eval, false)
+    }
+
+    fn test_loader(&mut self, _: &LoaderCx) -> Result<Loaders<ToyBatch>> {
+        self.loader(2000..2000 + self.eval, false)
+    }
+}
+
+fn bits(learner: &leyden_train::learner::toy::ToyLearner) -> Vec<u32> {
+    let (weights, bias) = learner.weights();
+    weights.iter().chain([&bias]).map(|weight| weight.to_bits()).collect()
+}
+
+/// Runs on `ranks` ranks what gives a value; that of each.
+fn on_ranks<A, R, F>(ranks: usize, f: F, argument: &A) -> Result<Vec<R>>
+where
+    A: Clone + Serialize + DeserializeOwned + Send + 'static,
+    R: Serialize + DeserializeOwned + Send,
+    F: Fn(A) -> Result<R> + Copy + Send + Sync + 'static,
+{
+    match ranks {
+        1 => Ok(vec![f(argument.clone())?]),
+        _ => launch::program(ranks, f, argument),
+    }
+}
+
+type Fit = (usize, Option<usize>, u32, usize);
+
+/// The weights after three epochs.
+fn weights((ranks, virtual_ranks, accumulate, workers): Fit) -> Result<(Vec<u32>, Vec<(String, u64)>)> {
+    let mut learner = toy();
+    let mut data = Global { workers, ..Global::SMALL };
+    let mut builder = bare().devices(ranks).max_epochs(3).accumulate_grad_batches(accumulate);
+    if let Some(virtual_ranks) = virtual_ranks {
+        builder = builder.virtual_ranks(virtual_ranks);
+    }
+    let mut trainer = builder.build()?;
+    let report = trainer.fit_learner(&mut learner, &mut data)?;
+    assert!(matches!(report.outcome, Outcome::Finished(_)));
+    let tested = trainer.test_learner(&mut learner, &mut data)?;
+    let values = report.metrics.iter().chain(tested.iter());
+    Ok((bits(&learner), values.map(|(name, value)| (name.to_owned(), value.to_bits())).collect()))
+}
+
+#[test]
+fn virtual_ranks_give_the_same_bits_on_one_two_and_four_ranks() {
+    for accumulate in [1, 4] {
+        let one = on_ranks(1, weights, &(1, Some(4), accumulate, 0)).unwrap().swap_remove(0).0;
+        for (ranks, workers) in [(1, 2), (2, 0), (2, 2), (4, 0), (4, 2)] {
+            let all = on_ranks(ranks, weights, &(ranks, Some(4), accumulate, workers)).unwrap();
+            for (rank, (weights, _)) in all.iter().enumerate() {
+                assert_eq!(
+                    *weights, one,
+                    "rank {rank} of {ranks}, accumulate {accumulate}, workers {workers}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn all_ranks_have_the_same_numbers_and_those_of_one_rank_nearly() {
+    for accumulate in [1, 4] {
+        let (one, values) = on_ranks(1, weights, &(1, None, accumulate, 0)).unwrap().swap_remove(0);
+        for ranks in [2, 3, 4] {
+            // Three ranks do not divide eight rows: the last test is with another batch size.
+            let ranks = if ranks == 3 { continue } else { ranks };
+            let all = on_ranks(ranks, weights, &(ranks, None, accumulate, 2)).unwrap();
+            for (weights, other) in &all {
+                assert_eq!((weights, other), (&all[0].0, &all[0].1));
+                for (a, b) in weights.iter().zip(&one) {
+                    let (a, b) = (f32::from_bits(*a), f32::from_bits(*b));
+                    assert!((a - b).abs() < 1e-5, "{a} {b}");
+                }
+                for ((name, a), (other, b)) in other.iter().zip(&values) {
+                    let (a, b) = (f64::from_bits(*a), f64::from_bits(*b));
+                    assert!(
+                        name == other && (a - b).abs() < 1e-5 * (1.0 + b.abs()),
+                        "{name} {a}, {other} {b}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Ten rows on four ranks in batches of eight: the last two rows are on two ranks, and each counts once.
+fn evaluated(eval: usize) -> Result<Vec<(String, u64)>> {
+    let mut data = Global { eval, ..Global::SMALL };
+    let ranks = if eval == 0 { 1 } else { 4 };
+    let mut trainer = bare().devices(ranks).build()?;
+    let tested = trainer.test_learner(&mut toy(), &mut data)?;
+    Ok(tested.iter().map(|(name, value)| (name.to_owned(), value.to_bits())).collect())
+}
+
+#[test]
+fn an_evaluation_counts_every_sample_once_however_few_there_are() {
+    for eval in [1, 2, 3, 8, 10, 11] {
+        let all = on_ranks(4, evaluated, &eval).unwrap();
+        let alone =
+            bare().build().unwrap().test_learner(&mut toy(), &mut Global { eval, ..Global::SMALL }).unwrap();
+        let expected = alone.get("test/loss").unwrap();
+        for values in &all {
+            assert_eq!(values, &all[0]);
+            let found = f64::from_bits(values[0].1);
+            assert!((found - expected).abs() < 1e-6 * expected, "{eval}: {found} {expected}");
+        }
+    }
+}
+
+/// Trains with files; on `ranks` ranks, up to `steps`, and goes on from `from`.
+fn saved(
+    (root, ranks, steps, from): (PathBuf, usize, u64, Option<PathBuf>),
+) -> Result<(Vec<u32>, Option<PathBuf>)> {
+    let mut learner = toy();
+    let mut trainer = quiet(&root)
+        .devices(ranks)
+        .virtual_ranks(4)
+        .max_epochs(4)
+        .max_steps(steps)
+        .log_every_n_steps(1)
+        .build()?;
+    if let Some(from) = from {
+        trainer.ckpt_path(from);
+    }
+    let report = trainer.fit_learner(&mut learner, &mut Global::SMALL.clone())?;
+    Ok((bits(&learner), report.last_checkpoint))
+}
+
+#[test]
+fn a_checkpoint_of_four_ranks_goes_on_on_any_number() {
+    let root = quick_dir();
+    let root = root.path().to_path_buf();
+    let whole = on_ranks(1, saved, &(root.clone(), 1, 100, None)).unwrap().swap_remove(0).0;
+    for (first, second) in [(4, 1), (4, 2), (1, 4), (2, 4)] {
+        // Inside the second epoch.
+        let begun = on_ranks(first, saved, &(root.clone(), first, 8, None)).unwrap();
+        let checkpoint = begun[0].1.clone().expect("rank 0 has saved");
+        assert!(begun.iter().all(|(_, last)| *last == begun[0].1), "all ranks know of it");
+        let resumed = on_ranks(second, saved, &(root.clone(), second, 100, Some(checkpoint))).unwrap();
+        for (weights, _) in resumed {
+            assert_eq!(weights, whole, "begun on {first} ranks, gone on on {second}");
+        }
+    }
+    // One folder for each run, whose rows one rank has written.
+    let folders = std::fs::read_dir(root.join("run")).unwrap().count();
+    assert_eq!(folders, 9);
+    let logged = rows(&root.join("run/version_0"));
+    assert!(logged.len() >= 24, "{}", logged.len());
+}
+
+/// What goes wrong on rank 1, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Wrong {
+    StepError,
+    StepPanic,
+    SetupError,
+    CallbackError,
+    NoLoader,
+    OtherWidth,
+    OtherConfig,
+    FewerBatches,
+    OtherNames,
+    Exit,
+    Kill,
+    Abort,
+}
+
+struct Faulty {
+    data: Global,
+    wrong: Wrong,
+    rank: usize,
+    done: Vec<&'static str>,
+}
+
+impl Faulty {
+    fn is(&self, wrong: Wrong) -> bool {
+        self.rank == 1 && self.wrong == wrong
+    }
+}
+
+impl DataModule for Faulty {
+    type Batch = ToyBatch;
+
+    fn setup(&mut self, _: Stage) -> Result<()> {
+        if self.is(Wrong::SetupError) {
+            bail!("no disk");
+        }
+        self.done.push("setup");
+        Ok(())
+    }
+
+    fn train_loader(&mut self, cx: &LoaderCx) -> Result<Loaders<ToyBatch>> {
+        if self.is(Wrong::NoLoader) {
+            return Ok(Loaders::none());
+        }
+        if self.is(Wrong::FewerBatches) {
+            self.data.rows -= self.data.batch;
+        }
+        self.data.train_loader(cx)
+    }
+
+    fn on_exception(&mut self, _: &Error) -> Result<()> {
+        self.done.push("on_exception");
+        Ok(())
+    }
+
+    fn teardown(&mut self, _: &Outcome) -> Result<()> {
+        self.done.push("teardown");
+        Ok(())
+    }
+}
+
+struct Trouble {
+    wrong: Wrong,
+    rank: usize,
+}
+
+impl Callback for Trouble {
+    fn name(&self) -> String {
+        "Trouble".to_owned()
+    }
+
+    fn on_train_batch_end(&mut self, event: &Event<'_>, _: &mut Control) -> Result<()> {
+        if self.rank == 1 && event.progress.global_step == 3 {
+            match self.wrong {
+                Wrong::CallbackError => bail!("a callback fails"),
+                Wrong::StepError => bail!("the step fails"),
+                Wrong::StepPanic => panic!("the step panics"),
+                Wrong::Exit => std::process::exit(0),
+                Wrong::Abort => std::process::abort(),
+                Wrong::Kill => {
+                    // SAFETY-free: the shell's kill reaches this process.
+                    let _ = std::process::Command::new("kill")
+                        .args(["-9", &std::process::id().to_string()])
+                        .status();
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The code, text and time of the error on this rank, and what its data module was told.
+type Told = (String, String, f64, Vec<String>);
+
+fn fails(wrong: Wrong) -> Result<Told> {
+    let rank = launch::world(2)?.rank();
+    let mut data = Faulty { data: Global::SMALL.clone(), wrong, rank, done: Vec::new() };
+    let width = if data.is(Wrong::OtherWidth) { 4 } else { 3 };
+    let mut learner = leyden_train::learner::toy::ToyLearner::new(width, 0.05);
+    let rate = if data.is(Wrong::OtherConfig) { 2 } else { 1 };
+    let trainer: TrainerBuilder = bare().devices(2).max_epochs(3).accumulate_grad_batches(rate);
+    let mut trainer = trainer.callback(Trouble { wrong, rank }).build()?;
+    let begun = Instant::now();
+    let error = match trainer.fit_learner(&mut learner, &mut data) {
+        Ok(report) => {
+            return Err(Error::new(leyden_process::error::USER, format!("it went on: {:?}", report.outcome)));
+        }
+        Err(error) => error,
+    };
+    let done = data.done.iter().map(|what| (*what).to_owned()).collect();
+    Ok((error.code().to_string(), format!("{error:?}"), begun.elapsed().as_secs_f64(), done))
+}
+
+#[test]
+fn what_goes_wrong_on_one_rank_reaches_both() {
+    use Wrong::*;
+    for (wrong, code, words) in [
+        (StepError, "T0001", "the step fails"),
+        (StepPanic, "T0301", "the step panics"),
+        (SetupError, "T0001", "no disk"),
+        (CallbackError, "T0001", "a callback fails"),
+        (NoLoader, "C0104", "exactly one training loader"),
+        (OtherWidth, "D0401", "F32 [3], trained on rank 0; F32 [4], trained on rank 1"),
+        (OtherConfig, "D0401", "configuration"),
+        (FewerBatches, "D0405", "rank 1"),
+    ] {
+        let told = launch::program(2, fails, &wrong).unwrap_or_else(|error| panic!("{wrong:?}: {error:?}"));
+        for (rank, (found, text, seconds, done)) in told.iter().enumerate() {
+            assert!(text.contains(words) && text.contains("rank"), "{wrong:?} on rank {rank}: {text}");
+            assert!(found == code || code == "T0001", "{wrong:?} on rank {rank}: {text}");
+            assert!(*seconds < 5.0, "{wrong:?} took {seconds} s on rank {rank}");
+            let expected: &[&str] = match (wrong, rank) {
+                (SetupError, 1) => &["on_exception"],
+                _ => &["setup", "on_exception", "teardown"],
+            };
+            assert_eq!(done, expected, "{wrong:?} on rank {rank}");
+        }
+    }
+}
