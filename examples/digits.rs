@@ -44,7 +44,7 @@ struct Digits([Subset<IdxImages>; 3]); // training, validation, test
 impl DataModule for Digits {
     type Batch = ImageBatch;
     fn train_loader(&mut self, _: &LoaderCx) -> Result<Loaders<ImageBatch>> {
-        Ok(DataLoader::builder(self.0[0].clone()).batch_size(32).shuffle(true).build()?.into())
+        Ok(DataLoader::builder(self.0[0].clone()).global_batch_size(32).shuffle(true).build()?.into())
     }
     fn val_loader(&mut self, _: &LoaderCx) -> Result<Loaders<ImageBatch>> {
         Ok(DataLoader::builder(self.0[1].clone()).batch_size(256).build()?.into())
@@ -62,6 +62,8 @@ struct Args {
     epochs: u64,
     #[arg(long, help = "Seed of split, order, initial weights and dropout", default_value_t = 1)]
     seed: u64,
+    #[arg(long, help = "Ranks that train together, each a process", default_value_t = 1)]
+    devices: usize,
 }
 
 #[leyden::main]
@@ -73,7 +75,7 @@ fn main() -> Result<()> {
     let mut data = Digits(random_split(images, [0.7, 0.1, 0.2], args.seed)?);
     let (best, stop) = (ModelCheckpoint::monitor("val/loss"), EarlyStopping::new("val/loss").patience(10));
     let trainer = Trainer::builder().name("digits").max_epochs(args.epochs).seed(args.seed);
-    let mut trainer = trainer.callback(stop).callback(best).build()?;
+    let mut trainer = trainer.devices(args.devices).callback(stop).callback(best).build()?;
     let fitted = trainer.fit_with(Classifier::new, &mut data)?;
     println!("finished: {}", fitted.finished()?);
     trainer.ckpt_path("best").test(fitted.model(), &mut data).map(|metrics| println!("{metrics}"))
