@@ -6,7 +6,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Device;
 use leyden_process::{Error, Result};
 use leyden_train::learner::{
-    Gradient, GradientClip, Layer, Learner, LearnerView, Parameter, Trained, Update,
+    Gradient, GradientClip, HasGradients, Layer, Learner, LearnerView, Parameter, Trained, Update,
 };
 use leyden_train::schedule::Interval;
 use leyden_train::state::{LearnerState, NamedTensor, Parts};
@@ -219,26 +219,6 @@ impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
         step(self.evaluating()?, batch, &mut StepCx::new(cx.reborrow()))
     }
 
-    fn visit_gradients(&mut self, visit: &mut dyn FnMut(Gradient<'_>) -> Result<()>) -> Result<()> {
-        let mut gradients = self.gradients.take();
-        let mut none = GradientsParams::new();
-        let result =
-            tensors::visit_gradients(self.present()?, gradients.as_mut().unwrap_or(&mut none), visit);
-        self.gradients = gradients;
-        result
-    }
-
-    fn zero_gradients(&mut self, of: &dyn Fn(&str) -> bool) {
-        let gradients = self.gradients.get_or_insert_with(GradientsParams::new);
-        if let Some(model) = &self.model {
-            tensors::zero_gradients(model, gradients, of);
-        }
-    }
-
-    fn clear_gradients(&mut self) {
-        self.gradients = None;
-    }
-
     fn apply(&mut self, update: &Update) -> Result<()> {
         let Some(mut gradients) = self.gradients.take() else { return Ok(()) };
         if update.accumulated > 1 {
@@ -325,6 +305,28 @@ impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
 
     fn teardown(&mut self, outcome: &Outcome) -> Result<()> {
         self.model.as_mut().map_or(Ok(()), |model| model.teardown(outcome))
+    }
+}
+
+impl<M: LeydenModule> HasGradients for ModuleLearner<M> {
+    fn visit_gradients(&mut self, visit: &mut dyn FnMut(Gradient<'_>) -> Result<()>) -> Result<()> {
+        let mut gradients = self.gradients.take();
+        let mut none = GradientsParams::new();
+        let result =
+            tensors::visit_gradients(self.present()?, gradients.as_mut().unwrap_or(&mut none), visit);
+        self.gradients = gradients;
+        result
+    }
+
+    fn zero_gradients(&mut self, of: &dyn Fn(&str) -> bool) {
+        let gradients = self.gradients.get_or_insert_with(GradientsParams::new);
+        if let Some(model) = &self.model {
+            tensors::zero_gradients(model, gradients, of);
+        }
+    }
+
+    fn clear_gradients(&mut self) {
+        self.gradients = None;
     }
 }
 

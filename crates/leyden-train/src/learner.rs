@@ -21,7 +21,7 @@ use crate::step::StepCx;
 ///
 /// Not here on purpose: reduction over ranks (the loop does it through [`visit_gradients`](Self::visit_gradients))
 /// and the choice of the moment. Manual optimisation will be one more verb, `manual_step`, beside `train`.
-pub trait Learner<H>: LearnerView {
+pub trait Learner<H>: LearnerView + HasGradients {
     /// Called once before anything else, when the device may be touched. `seed` is the run's. If it succeeds,
     /// [`teardown`](Self::teardown) will be called.
     fn setup(&mut self, stage: Stage, seed: u64) -> Result<()>;
@@ -37,15 +37,6 @@ pub trait Learner<H>: LearnerView {
 
     /// One step of prediction; the value's type is the module's own.
     fn predict(&mut self, batch: H, cx: &mut StepCx<'_>) -> Result<Box<dyn Any + Send>>;
-
-    /// Shows each trainable parameter's gradient sum, in declaration order, for inspection or change.
-    fn visit_gradients(&mut self, visit: &mut dyn FnMut(Gradient<'_>) -> Result<()>) -> Result<()>;
-
-    /// Gives each trainable parameter that has no gradient, and for whose path `of` says so, one of zeros.
-    fn zero_gradients(&mut self, of: &dyn Fn(&str) -> bool);
-
-    /// Forgets the gradients of the present window (PyTorch: `zero_grad`).
-    fn clear_gradients(&mut self);
 
     /// Divides the gradient sums by `update.accumulated`, clips, steps the optimizer; no gradient is left.
     fn apply(&mut self, update: &Update) -> Result<()>;
@@ -96,6 +87,18 @@ pub trait Learner<H>: LearnerView {
 
     /// The end, once for each `setup` that succeeded.
     fn teardown(&mut self, outcome: &Outcome) -> Result<()>;
+}
+
+/// What has the gradients of a model: a learner, or what stands for a model in a hand-written loop.
+pub trait HasGradients {
+    /// Shows each trainable parameter's gradient sum, in declaration order, for inspection or change.
+    fn visit_gradients(&mut self, visit: &mut dyn FnMut(Gradient<'_>) -> Result<()>) -> Result<()>;
+
+    /// Gives each trainable parameter that has no gradient, and for whose path `of` says so, one of zeros.
+    fn zero_gradients(&mut self, of: &dyn Fn(&str) -> bool);
+
+    /// Forgets the gradients of the present window (PyTorch: `zero_grad`).
+    fn clear_gradients(&mut self);
 }
 
 /// What callbacks may see of a learner: names, shapes, bytes.

@@ -25,7 +25,7 @@ use elsewhere as comm;
 use leyden_comm as comm;
 
 use crate::config::{Devices, TrainerConfig, Uneven};
-use crate::learner::Learner;
+use crate::learner::{HasGradients, Learner};
 use crate::state::{NamedTensor, Parts};
 
 /// One of the ranks that train together, or the only one. There is one in each process, and what it does with the others
@@ -235,7 +235,7 @@ impl Rank {
 
     /// Makes of the learner's gradient sums those of all ranks, of `accumulated` batches here; gives how many batches they
     /// are of on all ranks together. Without any, nothing is done.
-    pub(crate) fn reduce<H>(&mut self, learner: &mut dyn Learner<H>, accumulated: u32) -> Result<u32> {
+    pub fn reduce_gradients(&mut self, learner: &mut dyn HasGradients, accumulated: u32) -> Result<u32> {
         match &mut self.comm {
             None if self.gradients.are_kept() => self.gradients.finish(learner, accumulated),
             None => Ok(accumulated),
@@ -244,7 +244,7 @@ impl Rank {
     }
 
     /// Where each rank stands for several virtual ones: keeps the gradients of one of them apart.
-    pub(crate) fn keep<H>(&mut self, learner: &mut dyn Learner<H>, part: usize) -> Result<()> {
+    pub(crate) fn keep(&mut self, learner: &mut dyn HasGradients, part: usize) -> Result<()> {
         self.gradients.keep(learner, part)
     }
 }

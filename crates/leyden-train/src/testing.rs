@@ -14,7 +14,7 @@ use crate::data_module::{DataModule, LoaderCx, Loaders};
 use crate::event::{Callback, Event, Hook};
 use crate::learner::toy::{ToyBatch, ToyLearner};
 use crate::learner::{
-    Gradient, GradientClip, GradientValues, Layer, Learner, LearnerView, Parameter, Stage, Trained, Update,
+    Gradient, GradientClip, GradientValues, HasGradients, Layer, Learner, LearnerView, Parameter, Stage, Trained, Update,
 };
 use crate::logs::Logs;
 use crate::outcome::Outcome;
@@ -567,18 +567,6 @@ impl Learner<ToyBatch> for RecordedLearner {
         self.learner.predict(batch, cx)
     }
 
-    fn visit_gradients(&mut self, visit: &mut dyn FnMut(Gradient<'_>) -> Result<()>) -> Result<()> {
-        self.learner.visit_gradients(visit)
-    }
-
-    fn zero_gradients(&mut self, of: &dyn Fn(&str) -> bool) {
-        self.learner.zero_gradients(of);
-    }
-
-    fn clear_gradients(&mut self) {
-        self.learner.clear_gradients();
-    }
-
     fn apply(&mut self, update: &Update) -> Result<()> {
         self.note("optimizer_step")?;
         self.learner.apply(update)
@@ -613,6 +601,20 @@ impl Learner<ToyBatch> for RecordedLearner {
 
     fn teardown(&mut self, _: &Outcome) -> Result<()> {
         self.note("teardown")
+    }
+}
+
+impl HasGradients for RecordedLearner {
+    fn visit_gradients(&mut self, visit: &mut dyn FnMut(Gradient<'_>) -> Result<()>) -> Result<()> {
+        self.learner.visit_gradients(visit)
+    }
+
+    fn zero_gradients(&mut self, of: &dyn Fn(&str) -> bool) {
+        self.learner.zero_gradients(of);
+    }
+
+    fn clear_gradients(&mut self) {
+        self.learner.clear_gradients();
     }
 }
 

@@ -9,7 +9,7 @@ use leyden_process::{Error, Result};
 use serde_json::{Value, json};
 
 use super::{
-    Gradient, GradientClip, GradientValues, Layer, Learner, LearnerView, Parameter, Stage, Trained, Update,
+    Gradient, GradientClip, GradientValues, HasGradients, Layer, Learner, LearnerView, Parameter, Stage, Trained, Update,
 };
 use crate::event::Hook;
 use crate::outcome::Outcome;
@@ -131,34 +131,6 @@ impl Learner<ToyBatch> for ToyLearner {
         Ok(Box::new(residuals.iter().zip(&batch.y).map(|(r, y)| r + y).collect::<Vec<f32>>()))
     }
 
-    fn visit_gradients(&mut self, visit: &mut dyn FnMut(Gradient<'_>) -> Result<()>) -> Result<()> {
-        let shapes = [[self.weight.len()], [1]];
-        match &mut self.gradients {
-            Some([weight, bias]) => {
-                visit(Gradient {
-                    path: "weight",
-                    shape: &shapes[0],
-                    values: Some(GradientValues::F32(weight)),
-                })?;
-                visit(Gradient { path: "bias", shape: &shapes[1], values: Some(GradientValues::F32(bias)) })
-            }
-            None => {
-                visit(Gradient { path: "weight", shape: &shapes[0], values: None })?;
-                visit(Gradient { path: "bias", shape: &shapes[1], values: None })
-            }
-        }
-    }
-
-    fn zero_gradients(&mut self, _: &dyn Fn(&str) -> bool) {
-        // It always has both or none.
-        let features = self.weight.len();
-        self.gradients.get_or_insert_with(|| [vec![0.0; features], vec![0.0]]);
-    }
-
-    fn clear_gradients(&mut self) {
-        self.gradients = None;
-    }
-
     fn apply(&mut self, update: &Update) -> Result<()> {
         let Some(mut gradients) = self.gradients.take() else { return Ok(()) };
         let all = || gradients.iter().flatten().map(|&g| f64::from(g) / f64::from(update.accumulated));
@@ -232,6 +204,36 @@ impl Learner<ToyBatch> for ToyLearner {
 
     fn teardown(&mut self, _: &Outcome) -> Result<()> {
         Ok(())
+    }
+}
+
+impl HasGradients for ToyLearner {
+    fn visit_gradients(&mut self, visit: &mut dyn FnMut(Gradient<'_>) -> Result<()>) -> Result<()> {
+        let shapes = [[self.weight.len()], [1]];
+        match &mut self.gradients {
+            Some([weight, bias]) => {
+                visit(Gradient {
+                    path: "weight",
+                    shape: &shapes[0],
+                    values: Some(GradientValues::F32(weight)),
+                })?;
+                visit(Gradient { path: "bias", shape: &shapes[1], values: Some(GradientValues::F32(bias)) })
+            }
+            None => {
+                visit(Gradient { path: "weight", shape: &shapes[0], values: None })?;
+                visit(Gradient { path: "bias", shape: &shapes[1], values: None })
+            }
+        }
+    }
+
+    fn zero_gradients(&mut self, _: &dyn Fn(&str) -> bool) {
+        // It always has both or none.
+        let features = self.weight.len();
+        self.gradients.get_or_insert_with(|| [vec![0.0; features], vec![0.0]]);
+    }
+
+    fn clear_gradients(&mut self) {
+        self.gradients = None;
     }
 }
 

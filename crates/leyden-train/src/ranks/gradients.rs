@@ -4,7 +4,7 @@ use leyden_process::{Code, Error, Result, exit};
 
 use super::comm;
 use crate::config::{Ddp, TrainerConfig, Uneven};
-use crate::learner::{Gradient, GradientValues, Learner};
+use crate::learner::{Gradient, GradientValues, HasGradients};
 
 /// What summing needs from step to step.
 #[derive(Debug, Default)]
@@ -46,7 +46,7 @@ impl Gradients {
     }
 
     /// Takes the learner's gradients as those of virtual rank `part` of this one's, and adds them to its others of this window.
-    pub(crate) fn keep<H>(&mut self, learner: &mut dyn Learner<H>, part: usize) -> Result<()> {
+    pub(crate) fn keep(&mut self, learner: &mut dyn HasGradients, part: usize) -> Result<()> {
         if self.kept.len() <= part {
             self.kept.resize(part + 1, Flat::default());
         }
@@ -58,7 +58,7 @@ impl Gradients {
     }
 
     /// Gives the learner the sum over all virtual ranks, which this one stands for.
-    pub(crate) fn finish<H>(&mut self, learner: &mut dyn Learner<H>, accumulated: u32) -> Result<u32> {
+    pub(crate) fn finish(&mut self, learner: &mut dyn HasGradients, accumulated: u32) -> Result<u32> {
         if accumulated > 0 {
             let sum = self.kept_sum();
             sum.give(learner)?;
@@ -90,10 +90,10 @@ impl Gradients {
     }
 
     /// See [`Rank::reduce`](super::Rank::reduce).
-    pub(crate) fn reduce<H>(
+    pub(crate) fn reduce(
         &mut self,
         comm: &mut comm::Rank,
-        learner: &mut dyn Learner<H>,
+        learner: &mut dyn HasGradients,
         accumulated: u32,
     ) -> Result<u32> {
         let mut flat = match (self.are_kept(), accumulated) {
@@ -209,7 +209,7 @@ fn bucket_label(index: usize, buckets: usize) -> std::borrow::Cow<'static, str> 
 
 impl Flat {
     /// Copies the learner's gradients, or adds them; those that are missing are zeros.
-    fn take<H>(&mut self, learner: &mut dyn Learner<H>, add: bool) -> Result<()> {
+    fn take(&mut self, learner: &mut dyn HasGradients, add: bool) -> Result<()> {
         let (mut single, mut double) = (0, 0);
         let missing_before = std::mem::take(&mut self.missing);
         learner.visit_gradients(&mut |Gradient { path, shape, values }| {
@@ -242,7 +242,7 @@ impl Flat {
     }
 
     /// Gives the learner these as its gradients.
-    fn give<H>(&self, learner: &mut dyn Learner<H>) -> Result<()> {
+    fn give(&self, learner: &mut dyn HasGradients) -> Result<()> {
         learner.zero_gradients(&|path| !self.missing.iter().any(|name| name == path));
         let (mut single, mut double) = (0, 0);
         learner.visit_gradients(&mut |Gradient { shape, values, .. }| {
