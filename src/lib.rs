@@ -11,9 +11,9 @@
 pub mod program;
 
 pub use leyden_burn::{
-    Batched, BurnDataset, FitError, Fitted, FromHost, LabeledImages, LeydenModule, Loggable, Loss,
-    ModelCallback, ModuleLearner, Optimizers, Predict, StepCx, TrainerExt, burn, class_ids, cross_entropy,
-    load_tensors, named_tensors, predicted_classes,
+    Batched, BurnDataset, FabricOptimizer, FitError, Fitted, FromHost, Grads, LabeledImages, LeydenModule,
+    Local, Loggable, Loss, ModelCallback, ModuleLearner, Optimizers, Predict, RankExt, Reduced, StepCx,
+    TrainerExt, burn, class_ids, cross_entropy, load_tensors, named_tensors, predicted_classes,
 };
 #[cfg(target_os = "linux")]
 pub use leyden_comm as comm;
@@ -24,10 +24,11 @@ pub use leyden_process as process;
 pub use leyden_process::{Code, Error, Result, bail, exit};
 pub use leyden_train as train;
 pub use leyden_train::{
-    Callback, Checkpoint, CkptPath, Control, CsvLogger, DataModule, EarlyStopping, Event, FitReport,
-    GradientClip, Hook, JsonlLogger, LearningRateMonitor, Limit, LoaderCx, Loaders, Logger, Metrics, Mode,
-    ModelCheckpoint, ModelSummary, Outcome, Plan, Progress, ProgressBar, Reduce, Stage, StopReason,
-    TensorBoardLogger, Timer, Trainer, TrainerBuilder, TrainerConfig, ValCheck, metric, schedule,
+    Callback, Checkpoint, CkptPath, Control, CsvLogger, DataModule, Ddp, Devices, EarlyStopping, Event,
+    Fabric, FabricBuilder, FitReport, GradientClip, Hook, JsonlLogger, LearningRateMonitor, Limit, LoaderCx,
+    Loaders, Logger, Metrics, Mode, ModelCheckpoint, ModelSummary, Outcome, Plan, Progress, ProgressBar,
+    Rank, RankZero, Reduce, Stage, StopReason, Strategy, TensorBoardLogger, Timer, Trainer, TrainerBuilder,
+    TrainerConfig, Uneven, ValCheck, metric, schedule,
 };
 
 /// What a program that trains needs: `use leyden::prelude::*;`.
@@ -41,12 +42,12 @@ pub mod prelude {
         CosineAnnealing, ExponentialLr, Interval, LinearWarmup, OneCycle, ReduceLROnPlateau, StepLr,
     };
     pub use crate::{
-        Callback, Checkpoint, CkptPath, Code, Control, CsvLogger, DataModule, EarlyStopping, Error, Event,
-        FitError, Fitted, FromHost, GradientClip, Hook, JsonlLogger, LabeledImages, LearningRateMonitor,
-        LeydenModule, Limit, LoaderCx, Loaders, Logger, Loss, Metrics, Mode, ModelCallback, ModelCheckpoint,
-        ModelSummary, Optimizers, Outcome, Plan, Predict, ProgressBar, Reduce, Result, Stage, StepCx,
-        StopReason, TensorBoardLogger, Timer, Trainer, TrainerConfig, TrainerExt, ValCheck, bail, burn,
-        class_ids, cross_entropy, predicted_classes,
+        Callback, Checkpoint, CkptPath, Code, Control, CsvLogger, DataModule, Ddp, EarlyStopping, Error,
+        Event, Fabric, FitError, Fitted, FromHost, GradientClip, Hook, JsonlLogger, LabeledImages,
+        LearningRateMonitor, LeydenModule, Limit, LoaderCx, Loaders, Logger, Loss, Metrics, Mode,
+        ModelCallback, ModelCheckpoint, ModelSummary, Optimizers, Outcome, Plan, Predict, ProgressBar, Rank,
+        RankExt, Reduce, Result, Stage, StepCx, StopReason, TensorBoardLogger, Timer, Trainer, TrainerConfig,
+        TrainerExt, ValCheck, bail, burn, class_ids, cross_entropy, predicted_classes,
     };
     pub use burn::module::{Module, ParamGroup};
     pub use burn::tensor::{Device, Int, Tensor, TensorData};

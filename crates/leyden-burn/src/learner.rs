@@ -6,14 +6,15 @@ use burn::optim::GradientsParams;
 use burn::tensor::Device;
 use leyden_process::{Error, Result};
 use leyden_train::learner::{
-    Gradient, GradientClip, HasGradients, Layer, Learner, LearnerView, Parameter, Trained, Update,
+    Gradient, HasGradients, Layer, Learner, LearnerView, Parameter, Trained, Update,
 };
 use leyden_train::schedule::Interval;
 use leyden_train::state::{LearnerState, NamedTensor, Parts};
 use leyden_train::{Hook, Outcome, Stage};
 use serde_json::Value;
 
-use crate::codes::{MODEL_LOST, NOT_IMPLEMENTED, UNTRACKED_LOSS, UNUSABLE_TENSOR};
+use crate::codes::{MODEL_LOST, NOT_IMPLEMENTED};
+use crate::fabric::check_loss;
 use crate::module::{FromHost, LeydenModule, ModelCallback, Predict};
 use crate::optimizers::Optimizers;
 use crate::step::{Loggable, StepCx};
@@ -97,21 +98,6 @@ impl<M: LeydenModule> ModuleLearner<M> {
         Ok(self.evaluating.insert(snapshot))
     }
 
-    fn clip(&self, clip: GradientClip, gradients: &mut GradientsParams) -> Result<()> {
-        let model = self.present()?;
-        match clip {
-            GradientClip::Value(limit) => tensors::map_gradients(model, gradients, GradientMap::Clamp(limit)),
-            GradientClip::Norm(limit) => {
-                // torch's formula; the small number keeps a zero norm from dividing by zero.
-                let factor = limit / (tensors::gradient_norm(model, gradients)? + 1e-6);
-                if factor < 1.0 {
-                    tensors::map_gradients(model, gradients, GradientMap::Scale(factor));
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn callback_state(&self) -> Result<Vec<NamedTensor>> {
         let mut all = Vec::new();
         for callback in &self.callbacks {
@@ -171,16 +157,7 @@ impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
         let model = self.present()?;
         let loss = model.training_step(batch, &mut StepCx::new(cx.reborrow()))?;
         let Some(loss) = loss.0 else { return Ok(Trained::Skipped) };
-        if !loss.is_tracked() {
-            return Err(Error::new(UNTRACKED_LOSS, "the loss depends on no parameter")
-                .why("no trainable parameter took part in the computation of the returned tensor")
-                .hint("return the loss itself, not a detached copy or a constant; unfreeze a parameter"));
-        }
-        if loss.shape().num_elements() != 1 {
-            return Err(Error::new(UNUSABLE_TENSOR, "the loss is no single number")
-                .why(format!("its shape is {:?}", loss.dims()))
-                .hint("return its `.mean()` or `.sum()`"));
-        }
+        check_loss(&loss)?;
         let value = (&loss).into_scalar()?;
         let new = GradientsParams::from_grads(loss.backward(), model);
         match &mut self.gradients {
@@ -226,7 +203,7 @@ impl<M: LeydenModule> Learner<HostOf<M>> for ModuleLearner<M> {
             tensors::map_gradients(self.present()?, &mut gradients, divide);
         }
         if let Some(clip) = update.clip {
-            self.clip(clip, &mut gradients)?;
+            tensors::clip_gradients(self.present()?, &mut gradients, clip)?;
         }
         let Some(optimizers) = &mut self.optimizers else {
             return Err(Error::new(NOT_IMPLEMENTED, "the learner has no optimizer yet")

@@ -7,6 +7,7 @@
 
 pub mod codes;
 mod dataset;
+mod fabric;
 mod learner;
 mod module;
 mod optimizers;
@@ -16,6 +17,7 @@ mod trainer;
 
 pub use burn;
 pub use dataset::{Batched, BurnBatch, BurnDataset};
+pub use fabric::{FabricOptimizer, Grads, Local, RankExt, Reduced};
 pub use learner::ModuleLearner;
 pub use module::{FromHost, LabeledImages, LeydenModule, Loss, ModelCallback, Predict, cross_entropy};
 pub use optimizers::Optimizers;

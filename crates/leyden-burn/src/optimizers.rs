@@ -159,6 +159,11 @@ impl Optimizers {
         (&mut self.optimizer, rates)
     }
 
+    /// Steps at this rate from here on.
+    pub(crate) fn set_rate(&mut self, rate: f64) {
+        (self.base, self.rate) = (rate, rate);
+    }
+
     /// What a schedule has made of the base rate, and so of each group's.
     fn ratio(&self) -> f64 {
         if self.base == 0.0 { 1.0 } else { self.rate / self.base }

@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Bool, DType as BurnType, Device, Int, Shape, Tensor, TensorData};
 use leyden_process::{Error, Result};
-use leyden_train::learner::{Gradient, GradientValues, Layer, Parameter};
+use leyden_train::learner::{Gradient, GradientClip, GradientValues, Layer, Parameter};
 use leyden_train::state::{DType, NamedTensor, check_same_tensors};
 
 use crate::codes::UNUSABLE_TENSOR;
@@ -89,6 +89,25 @@ pub(crate) enum GradientMap {
 /// Adds `new` to `sum`, parameter by parameter.
 pub(crate) fn add_gradients<M: Module>(module: &M, sum: &mut GradientsParams, new: GradientsParams) {
     module.visit(&mut GradientAdder { sum, new });
+}
+
+/// Clips gradients by torch's formulas.
+pub(crate) fn clip_gradients<M: Module>(
+    module: &M,
+    gradients: &mut GradientsParams,
+    clip: GradientClip,
+) -> Result<()> {
+    match clip {
+        GradientClip::Value(limit) => map_gradients(module, gradients, GradientMap::Clamp(limit)),
+        GradientClip::Norm(limit) => {
+            // The small number keeps a zero norm from dividing by zero.
+            let factor = limit / (gradient_norm(module, gradients)? + 1e-6);
+            if factor < 1.0 {
+                map_gradients(module, gradients, GradientMap::Scale(factor));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Gives zeros to each trainable parameter that has no gradient, where `of` says so.

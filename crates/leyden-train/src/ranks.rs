@@ -7,9 +7,10 @@ mod elsewhere;
 mod gradients;
 mod manifest;
 
+use std::path::Path;
 use std::time::Duration;
 
-use leyden_data::Share;
+use leyden_data::{Loader, Share, mix};
 use leyden_process::{Code, Error, Result, exit};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,12 +25,16 @@ use elsewhere as comm;
 #[cfg(target_os = "linux")]
 use leyden_comm as comm;
 
+use crate::checkpoint::Checkpoint;
 use crate::config::{Devices, TrainerConfig, Uneven};
-use crate::learner::{HasGradients, Learner};
-use crate::state::{NamedTensor, Parts};
+use crate::fabric::Logging;
+use crate::learner::{HasGradients, Learner, Parameter};
+use crate::state::{LearnerState, NamedTensor, Parts};
 
-/// One of the ranks that train together, or the only one. There is one in each process, and what it does with the others
-/// takes `&mut self`.
+/// One of the ranks that train together, or the only one: what [`Fabric::launch`](crate::Fabric::launch) gives. There is one in
+/// each process, and what it does with the others takes `&mut self`, so that two threads cannot mix theirs.
+///
+/// Each of its collectives ends in the same error on every rank that waits, if one does something else, has ended, or has died.
 #[derive(Debug)]
 pub struct Rank {
     /// Alone there is none.
@@ -37,12 +42,18 @@ pub struct Rank {
     /// How many virtual ranks each rank stands for.
     parts: usize,
     gradients: Gradients,
+    pub(crate) seed: u64,
+    pub(crate) logging: Logging,
 }
+
+/// What [`Rank::on_rank_zero`] lends to its closure: that it runs on rank 0 alone. It has no collectives.
+#[derive(Debug)]
+pub struct RankZero(());
 
 impl Rank {
     /// The only one.
     pub(crate) fn alone() -> Self {
-        Self { comm: None, parts: 1, gradients: Gradients::default() }
+        Self { comm: None, parts: 1, gradients: Gradients::default(), seed: 0, logging: Logging::default() }
     }
 
     /// Launches the ranks that `config` asks for, or joins those that there are.
@@ -118,19 +129,179 @@ impl Rank {
         }
     }
 
-    /// Runs `f` on rank 0 while the others wait, and gives its value or its error to all.
+    /// Runs `f` on rank 0 while the others wait, and gives its value, or its error, to all (Lightning: `rank_zero_only` and a
+    /// barrier). No collective can be called in it: it does not compile. It may take 30 minutes.
     ///
     /// # Errors
-    /// What `f` gives; those of any collective.
+    /// What `f` gives, on every rank; `D0111` if it panics; those of any collective.
+    ///
+    /// ```compile_fail
+    /// # fn f(rank: &mut leyden_train::Rank) -> leyden_process::Result<()> {
+    /// rank.on_rank_zero(|_| rank.barrier("inside"))
+    /// # }
+    /// ```
     #[track_caller]
-    pub(crate) fn on_rank_zero<T: Serialize + DeserializeOwned>(
+    pub fn on_rank_zero<T: Serialize + DeserializeOwned>(
+        &mut self,
+        f: impl FnOnce(&RankZero) -> Result<T>,
+    ) -> Result<T> {
+        match &mut self.comm {
+            None => f(&RankZero(())),
+            Some(comm) => comm.on_rank_zero(|_| f(&RankZero(()))),
+        }
+    }
+
+    /// Waits until all ranks are here (PyTorch: `dist.barrier()`).
+    ///
+    /// # Errors
+    /// As every collective: `D0103` if ranks disagree, `D0104` if one has left, `D0105` if one died, `D0106` if ranks wait
+    /// for each other, `D0107` if one does not come; what a rank has failed of before.
+    #[track_caller]
+    pub fn barrier(&mut self, label: &str) -> Result<()> {
+        self.comm.as_mut().map_or(Ok(()), |comm| comm.barrier(label))
+    }
+
+    /// Whether any rank says so: for a loop that all leave together.
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier).
+    #[track_caller]
+    pub fn agree_any(&mut self, flag: bool, label: &str) -> Result<bool> {
+        self.comm.as_mut().map_or(Ok(flag), |comm| comm.agree_any(flag, label))
+    }
+
+    /// Makes of each element what `op` makes of those of all ranks, on all ranks (PyTorch: `dist.all_reduce`).
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier); `D0108` for a mean of integers.
+    #[cfg(target_os = "linux")]
+    #[track_caller]
+    pub fn all_reduce<T: comm::Element>(&mut self, data: &mut [T], op: comm::ReduceOp) -> Result<()> {
+        self.comm.as_mut().map_or(Ok(()), |comm| comm.all_reduce(data, op))
+    }
+
+    /// The elements of all ranks, those of rank 0 first (PyTorch: `dist.all_gather`).
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier).
+    #[cfg(target_os = "linux")]
+    #[track_caller]
+    pub fn all_gather<T: comm::Element>(&mut self, data: &[T]) -> Result<Vec<T>> {
+        self.comm.as_mut().map_or_else(|| Ok(data.to_vec()), |comm| comm.all_gather(data))
+    }
+
+    /// Gives all ranks the elements of `root` (PyTorch: `dist.broadcast`).
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier); `D0108` if there is no such rank.
+    #[cfg(target_os = "linux")]
+    #[track_caller]
+    pub fn broadcast<T: comm::Element>(&mut self, data: &mut [T], root: usize) -> Result<()> {
+        self.comm.as_mut().map_or(Ok(()), |comm| comm.broadcast(data, root))
+    }
+
+    /// What each rank has, in their order, on all ranks (PyTorch: `dist.all_gather_object`).
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier); `D0109`, on all ranks, if one cannot be serialised or read back.
+    #[track_caller]
+    pub fn all_gather_object<T: Serialize + DeserializeOwned + Clone>(
+        &mut self,
+        value: &T,
+        label: &str,
+    ) -> Result<Vec<T>> {
+        self.gather_objects(value, label)
+    }
+
+    /// Announces that what `f` does takes up to `budget`: the others wait that long, and say what for.
+    #[track_caller]
+    pub fn long_op<T>(&mut self, name: &str, budget: Duration, f: impl FnOnce() -> T) -> T {
+        match &mut self.comm {
+            None => f(),
+            Some(comm) => comm.long_op(name, budget, f),
+        }
+    }
+
+    /// The seed for what is random on this rank, another on each (Lightning: `seed_everything`): that of the fabric, mixed with
+    /// the rank's number above 0.
+    pub fn seed(&self) -> u64 {
+        match self.rank() {
+            0 => self.seed,
+            rank => mix(self.seed, &[rank as u64]),
+        }
+    }
+
+    /// The same loader, with this rank's part of each step (Lightning: `setup_dataloaders`).
+    ///
+    /// # Errors
+    /// `L0101` if it has chosen another part, or does not know of ranks; those of a part that cannot be had.
+    pub fn setup_loader<B, L: Loader<B>>(&mut self, mut loader: L) -> Result<L> {
+        loader.set_share(&self.share(false))?;
+        loader.set_default_seed(self.seed);
+        Ok(loader)
+    }
+
+    /// A line on stdout, from rank 0 alone.
+    pub fn print(&self, text: &str) {
+        if self.is_global_zero() {
+            crate::say::print(&format!("{text}\n"));
+        }
+    }
+
+    /// Gives the loggers values, on rank 0; elsewhere nothing happens: reduce first what is to be that of all.
+    ///
+    /// # Errors
+    /// The loggers'; `K0105` if their folder cannot be made.
+    pub fn log(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
+        if self.is_global_zero() { self.logging.log(step, values) } else { Ok(()) }
+    }
+
+    /// Checks that all ranks have the same parameters: path, type, shape, order, and whether they are trained.
+    ///
+    /// # Errors
+    /// `D0401`, on all ranks, with all that differs.
+    #[track_caller]
+    pub fn verify_parameters(&mut self, parameters: &[Parameter]) -> Result<()> {
+        self.verify(&Manifest::new().parameters(parameters))
+    }
+
+    /// Replaces tensors by those of rank 0, which are as many and of the same sizes.
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier).
+    #[track_caller]
+    pub fn broadcast_tensors(&mut self, tensors: &mut [NamedTensor]) -> Result<()> {
+        self.comm.as_mut().map_or(Ok(()), |comm| broadcast(comm, tensors, "the tensors of rank 0"))
+    }
+
+    /// Saves a checkpoint, which `leyden_train::Checkpoint` and any safetensors reader reads: rank 0 asks `state` for it and
+    /// writes it, while the others wait.
+    ///
+    /// # Errors
+    /// `K0101`, on all ranks, if the file cannot be written; what `state` gives; as [`barrier`](Self::barrier).
+    #[track_caller]
+    pub fn save(
+        &mut self,
+        path: impl AsRef<Path>,
+        state: impl FnOnce() -> Result<LearnerState>,
+    ) -> Result<()> {
+        self.on_rank_zero(|_| Checkpoint { learner: state()?, run: None }.write(path.as_ref()))
+    }
+
+    /// Reads a checkpoint, on each rank.
+    ///
+    /// # Errors
+    /// `K0102` if there is no such file, `K0103` if it is damaged.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<LearnerState> {
+        Ok(Checkpoint::read(path.as_ref())?.learner)
+    }
+
+    /// [`on_rank_zero`](Self::on_rank_zero) for the trainer.
+    pub(crate) fn zero<T: Serialize + DeserializeOwned>(
         &mut self,
         f: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
-        match &mut self.comm {
-            None => f(),
-            Some(comm) => comm.on_rank_zero(|_| f()),
-        }
+        self.on_rank_zero(|_| f())
     }
 
     /// The words of all ranks, rank by rank.

@@ -14,7 +14,8 @@ use crate::data_module::{DataModule, LoaderCx, Loaders};
 use crate::event::{Callback, Event, Hook};
 use crate::learner::toy::{ToyBatch, ToyLearner};
 use crate::learner::{
-    Gradient, GradientClip, GradientValues, HasGradients, Layer, Learner, LearnerView, Parameter, Stage, Trained, Update,
+    Gradient, GradientClip, GradientValues, HasGradients, Layer, Learner, LearnerView, Parameter, Stage,
+    Trained, Update,
 };
 use crate::logs::Logs;
 use crate::outcome::Outcome;

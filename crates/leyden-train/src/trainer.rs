@@ -375,7 +375,7 @@ impl Trainer {
     /// Settles which file the next run begins from.
     fn take_ckpt_path(&mut self, stage: Stage, rank: &mut Rank) -> Result<Option<PathBuf>> {
         let Some(asked) = self.ckpt_path.take() else { return Ok(None) };
-        rank.on_rank_zero(|| self.find_checkpoint(asked, stage))
+        rank.zero(|| self.find_checkpoint(asked, stage))
     }
 
     fn find_checkpoint(&self, asked: CkptPath, stage: Stage) -> Result<Option<PathBuf>> {

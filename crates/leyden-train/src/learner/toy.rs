@@ -9,7 +9,8 @@ use leyden_process::{Error, Result};
 use serde_json::{Value, json};
 
 use super::{
-    Gradient, GradientClip, GradientValues, HasGradients, Layer, Learner, LearnerView, Parameter, Stage, Trained, Update,
+    Gradient, GradientClip, GradientValues, HasGradients, Layer, Learner, LearnerView, Parameter, Stage,
+    Trained, Update,
 };
 use crate::event::Hook;
 use crate::outcome::Outcome;

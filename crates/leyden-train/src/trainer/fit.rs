@@ -157,7 +157,8 @@ fn train_part<H>(run: &mut Run<'_, H>, batch: Batch<H>, at: StepFacts) -> Flow<O
 fn optimizer_step<H>(run: &mut Run<'_, H>) -> Flow<()> {
     run.in_window = false;
     run.doing = Doing::Reducing;
-    let accumulated = run.rank.reduce_gradients(run.learner, std::mem::take(&mut run.progress.accumulated))?;
+    let accumulated =
+        run.rank.reduce_gradients(run.learner, std::mem::take(&mut run.progress.accumulated))?;
     if accumulated == 0 {
         return Ok(());
     }

@@ -379,7 +379,7 @@ impl<H> Run<'_, H> {
         f: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
         let mut rank = std::mem::replace(&mut self.rank, Rank::alone());
-        let result = rank.on_rank_zero(|| f(self));
+        let result = rank.zero(|| f(self));
         self.rank = rank;
         result
     }
