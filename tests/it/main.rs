@@ -8,4 +8,6 @@ mod founding;
 mod optimizing;
 mod parity;
 mod peers;
+#[cfg(target_os = "linux")]
+mod ranks;
 mod resume;
