@@ -13,6 +13,7 @@ mod module;
 mod optimizers;
 mod step;
 mod tensors;
+mod threads;
 mod trainer;
 
 pub use burn;

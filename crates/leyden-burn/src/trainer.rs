@@ -13,6 +13,7 @@ use leyden_train::{DataModule, FitReport, Metrics, Trainer};
 
 use crate::learner::ModuleLearner;
 use crate::module::{FromHost, LeydenModule, Predict};
+use crate::threads;
 
 type HostOf<M> = <<M as LeydenModule>::Batch as FromHost>::Host;
 
@@ -26,6 +27,7 @@ pub trait TrainerExt {
     /// # Errors
     /// What made the run fail, with hook, epoch, step and batch, and the model where it survived. A signal is no
     /// error: look at [`FitReport::outcome`].
+    #[track_caller]
     fn fit<M, D>(&mut self, model: M, data: &mut D) -> Result<Fitted<M>, FitError<M>>
     where
         M: LeydenModule,
@@ -36,6 +38,7 @@ pub trait TrainerExt {
     ///
     /// # Errors
     /// As [`fit`](Self::fit).
+    #[track_caller]
     fn fit_with<M, D>(
         &mut self,
         make: impl FnOnce(&Device) -> M,
@@ -49,6 +52,7 @@ pub trait TrainerExt {
     ///
     /// # Errors
     /// What made it fail; a signal is an error here, because the values would be of a part.
+    #[track_caller]
     fn validate<M, D>(&mut self, model: &M, data: &mut D) -> Result<Metrics>
     where
         M: LeydenModule,
@@ -58,6 +62,7 @@ pub trait TrainerExt {
     ///
     /// # Errors
     /// As [`validate`](Self::validate).
+    #[track_caller]
     fn test<M, D>(&mut self, model: &M, data: &mut D) -> Result<Metrics>
     where
         M: LeydenModule,
@@ -67,6 +72,7 @@ pub trait TrainerExt {
     ///
     /// # Errors
     /// As [`validate`](Self::validate).
+    #[track_caller]
     fn predict<M, D>(&mut self, model: &M, data: &mut D) -> Result<Vec<Vec<M::Output>>>
     where
         M: Predict,
@@ -86,6 +92,7 @@ impl TrainerExt for Trainer {
         D: DataModule<Batch = HostOf<M>>,
     {
         warn_of_debug_build();
+        threads::divide(self.config());
         let mut learner = ModuleLearner::new(model);
         match self.fit_learner(&mut learner, data) {
             Ok(report) if learner.model().is_some() => Ok(Fitted { report, learner }),
@@ -103,6 +110,7 @@ impl TrainerExt for Trainer {
         M: LeydenModule,
         D: DataModule<Batch = HostOf<M>>,
     {
+        threads::divide(self.config());
         let device = Device::default();
         device.seed(self.config().seed);
         let model = contain(|| make(&device)).map_err(|panic| FitError {
@@ -117,6 +125,7 @@ impl TrainerExt for Trainer {
         M: LeydenModule,
         D: DataModule<Batch = HostOf<M>>,
     {
+        threads::divide(self.config());
         self.validate_learner(&mut ModuleLearner::new(model.clone()), data)
     }
 
@@ -125,6 +134,7 @@ impl TrainerExt for Trainer {
         M: LeydenModule,
         D: DataModule<Batch = HostOf<M>>,
     {
+        threads::divide(self.config());
         self.test_learner(&mut ModuleLearner::new(model.clone()), data)
     }
 
@@ -133,6 +143,7 @@ impl TrainerExt for Trainer {
         M: Predict,
         D: DataModule<Batch = HostOf<M>>,
     {
+        threads::divide(self.config());
         let predictions = self.predict_learner(&mut ModuleLearner::predicting(model.clone()), data)?;
         let typed = |batch: Box<dyn std::any::Any + Send>| {
             *batch

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use leyden_comm::environment::{Environment, Launcher};
 use leyden_process::{Code, Error, Result, exit};
 use serde::{Deserialize, Serialize};
 
@@ -275,6 +276,30 @@ impl TrainerConfig {
         })
     }
 
+    /// How many ranks [`devices`](Self::devices) asks for.
+    ///
+    /// # Errors
+    /// Where that is a launcher's to say: those of `leyden_comm::environment::Environment::detect`.
+    pub fn ranks(&self) -> Result<usize> {
+        Ok(match &self.devices {
+            Devices::Auto => Environment::detect()?.world_size(),
+            Devices::Count(count) => *count,
+            Devices::List(ids) => ids.len(),
+        })
+    }
+
+    /// How many of them are on this host.
+    ///
+    /// # Errors
+    /// As [`ranks`](Self::ranks).
+    pub fn ranks_of_host(&self) -> Result<usize> {
+        let environment = Environment::detect()?;
+        match environment.local_world_size() {
+            Some(local) if environment.launcher() != Launcher::None => Ok(local),
+            _ => self.ranks(),
+        }
+    }
+
     /// Checks what can be checked without data.
     ///
     /// # Errors
@@ -284,6 +309,16 @@ impl TrainerConfig {
         at_least_one("log_every_n_steps", self.log_every_n_steps.unwrap_or(1))?;
         at_least_one("check_val_every_n_epoch", self.check_val_every_n_epoch.unwrap_or(1))?;
         at_least_one("fast_dev_run", self.fast_dev_run.unwrap_or(1) as u64)?;
+        match &self.devices {
+            Devices::Count(count) => at_least_one("devices", *count as u64)?,
+            Devices::List(ids) if ids.is_empty() || (1..ids.len()).any(|at| ids[..at].contains(&ids[at])) => {
+                return Err(wrong("devices", format_args!("{ids:?}"), "a list of different devices"));
+            }
+            Devices::List(_) | Devices::Auto => {}
+        }
+        if let Some(virtual_ranks) = self.virtual_ranks.filter(|ranks| !ranks.is_power_of_two()) {
+            return Err(wrong("virtual_ranks", virtual_ranks, "a power of two: 1, 2, 4 …"));
+        }
         for (field, limit) in [
             ("limit_train_batches", self.limit_train_batches),
             ("limit_val_batches", self.limit_val_batches),

@@ -26,7 +26,7 @@ use elsewhere as comm;
 use leyden_comm as comm;
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{Devices, TrainerConfig, Uneven};
+use crate::config::{TrainerConfig, Uneven};
 use crate::fabric::Logging;
 use crate::learner::{HasGradients, Learner, Parameter};
 use crate::state::{LearnerState, NamedTensor, Parts};
@@ -62,11 +62,7 @@ impl Rank {
     /// Those of `leyden_comm::launch::world` and of joining; `C0111` where virtual ranks do not divide among ranks.
     #[track_caller]
     pub(crate) fn launch(config: &TrainerConfig, verb: &str) -> Result<Self> {
-        let size = match &config.devices {
-            Devices::Auto => comm::environment::Environment::detect()?.world_size(),
-            Devices::Count(count) => *count,
-            Devices::List(ids) => ids.len(),
-        };
+        let size = config.ranks()?;
         let virtual_ranks = config.virtual_ranks.unwrap_or(size);
         if !virtual_ranks.is_multiple_of(size) {
             return Err(Error::new(INDIVISIBLE_RANKS, "virtual ranks do not divide among the ranks")
@@ -237,6 +233,17 @@ impl Rank {
     /// `L0101` if it has chosen another part, or does not know of ranks; those of a part that cannot be had.
     pub fn setup_loader<B, L: Loader<B>>(&mut self, mut loader: L) -> Result<L> {
         loader.set_share(&self.share(false))?;
+        loader.set_default_seed(self.seed);
+        Ok(loader)
+    }
+
+    /// The same loader for an evaluation: each sample is on one rank, however few there are, so that ranks may have different
+    /// numbers of batches, and no collective belongs into its loop.
+    ///
+    /// # Errors
+    /// As [`setup_loader`](Self::setup_loader).
+    pub fn setup_eval_loader<B, L: Loader<B>>(&mut self, mut loader: L) -> Result<L> {
+        loader.set_share(&self.share(true))?;
         loader.set_default_seed(self.seed);
         Ok(loader)
     }
