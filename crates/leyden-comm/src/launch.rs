@@ -65,13 +65,12 @@ where
 {
     let world = World::create(n)?;
     let job = Job::new(move |argument: A, parent| serve(f, argument, parent), argument)?;
-    let children = (0..n).map(|rank| {
-        let options = SpawnOptions { fds: vec![world.fd()], ..SpawnOptions::named(format!("rank {rank}")) };
-        let child = job.spawn(&options)?;
+    let options =
+        |rank| SpawnOptions { fds: vec![world.fd()], ..SpawnOptions::named(format!("rank {rank}")) };
+    let children = job.spawn_all(&(0..n).map(options).collect::<Vec<_>>())?;
+    for (rank, child) in children.iter().enumerate() {
         child.send(&(rank as u64).to_le_bytes())?;
-        Ok(child)
-    });
-    let children = children.collect::<Result<Vec<Child>>>()?;
+    }
     let world = &world;
     let results: Vec<Result<Vec<u8>>> = std::thread::scope(|scope| {
         let threads: Vec<_> = children

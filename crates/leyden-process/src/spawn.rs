@@ -124,6 +124,16 @@ impl Job {
         self.begin(options)?.wait()
     }
 
+    /// The same for several, each with its options, which all start at once. If one cannot be started, none is left.
+    ///
+    /// # Errors
+    ///
+    /// The first one's, as [`spawn`](Self::spawn).
+    pub fn spawn_all(&self, options: &[SpawnOptions<'_>]) -> Result<Vec<Child>> {
+        let starting = options.iter().map(|options| self.begin(options)).collect::<Result<Vec<_>>>()?;
+        starting.into_iter().map(Starting::wait).collect()
+    }
+
     /// The same without waiting for a process that starts again, so that several can start at once.
     pub(crate) fn begin(&self, options: &SpawnOptions<'_>) -> Result<Starting> {
         let child = self.0.begin(options)?;
@@ -146,6 +156,12 @@ pub(crate) struct Starting {
 }
 
 impl Starting {
+    /// One that has not reported.
+    #[cfg(not(leyden_portable))]
+    pub(crate) fn of(child: Child, hello_timeout: Duration) -> Self {
+        Self { child, hello_timeout: Some(hello_timeout) }
+    }
+
     /// Waits for its first word.
     pub(crate) fn wait(mut self) -> Result<Child> {
         if let Some(timeout) = self.hello_timeout {

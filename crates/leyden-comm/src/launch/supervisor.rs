@@ -57,21 +57,22 @@ pub(super) fn supervise(order: Order, mut program: Parent) -> Result<()> {
 
 /// Starts all ranks but rank 0.
 fn start(world: &World, order: &Order) -> Result<Vec<(usize, Child)>> {
-    let ranks = (1..world.size()).map(|number| {
+    let logs = (1..world.size()).map(|number| {
         let path = order.logs.of(number);
-        let log = File::create(&path).map_err(|error| refused(&path, &error))?;
-        let options = SpawnOptions {
-            fds: vec![world.fd()],
-            stdout: Some(log.as_fd()),
-            ..SpawnOptions::named(format!("rank {number}"))
-        };
-        let failed = |error: Error| error.at("rank", number);
-        let child = rank::start(&options).map_err(failed)?;
-        let told = HandedOver { rank: number, logs: order.logs.folder.clone() };
-        child.send(&postcard::to_allocvec(&told)?).map_err(failed)?;
-        Ok((number, child))
+        File::create(&path).map_err(|error| refused(&path, &error))
     });
-    ranks.collect()
+    let logs = logs.collect::<Result<Vec<File>>>()?;
+    let options = logs.iter().zip(1..).map(|(log, number): (_, usize)| SpawnOptions {
+        fds: vec![world.fd()],
+        stdout: Some(log.as_fd()),
+        ..SpawnOptions::named(format!("rank {number}"))
+    });
+    let ranks = rank::start_all(&options.collect::<Vec<_>>())?;
+    for (child, number) in ranks.iter().zip(1..) {
+        let told = HandedOver { rank: number, logs: order.logs.folder.clone() };
+        child.send(&postcard::to_allocvec(&told)?).map_err(|error| error.at("rank", number))?;
+    }
+    Ok(ranks.into_iter().enumerate().map(|(index, child)| (index + 1, child)).collect())
 }
 
 struct Supervisor {
