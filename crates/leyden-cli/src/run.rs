@@ -1,7 +1,7 @@
 //! `leyden run`: ranks of any program, watched.
 
 use std::ffi::OsString;
-use std::io::{BufRead as _, BufReader, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use leyden_process::guarded::Guarded;
+use leyden_process::lines::{self, Lines};
 use leyden_process::signal::{Listener, Signal};
 use leyden_process::{Result, exit};
 
@@ -112,18 +113,25 @@ impl Rank {
 }
 
 /// Passes a rank's lines on, with its number in front, until it has closed them.
-fn forward<W: Write + 'static>(rank: u16, from: impl Read + Send + 'static, to: fn() -> W) -> JoinHandle<()> {
+fn forward<W: Write + 'static>(
+    rank: u16,
+    mut from: impl Read + Send + 'static,
+    to: fn() -> W,
+) -> JoinHandle<()> {
     thread::spawn(move || {
-        let mut from = BufReader::new(from);
-        let mut line = Vec::new();
-        while from.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-            if line.last() != Some(&b'\n') {
-                line.push(b'\n');
+        let name = format!("rank {rank}");
+        // Whoever listens may have gone; the rank must not be stopped by that.
+        let pass_on = |line: &[u8]| drop(lines::pass_on(&name, line, to()));
+        let (mut lines, mut buffer) = (Lines::default(), vec![0; 64 << 10]);
+        loop {
+            match from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => lines.push(&buffer[..count], pass_on),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => break,
             }
-            // Whoever listens may have gone; the rank must not be stopped by that.
-            let _ = to().write_all(&[format!("[rank {rank}] ").as_bytes(), &line].concat());
-            line.clear();
         }
+        lines.finish().iter().for_each(|line| pass_on(line));
     })
 }
 
