@@ -53,7 +53,9 @@ impl Default for LaunchOptions {
 /// it ends them; rank 0 only if it holds its [`Rank`] still. When rank 0 returns from `main`, or calls
 /// [`std::process::exit`], it waits for the others, which have the grace then. The program's exit code is that of rank 0;
 /// but if it is 0 and another rank has failed, 102. SIGINT and SIGTERM of rank 0 reach the others too; the second one ends
-/// them at once.
+/// them at once. Handlers of the program's own (`sigaction`, the crate `ctrlc`) are called as ever and change nothing of
+/// that, but for the first 250 ms of one that is installed after this call. A program that takes signals without a handler
+/// (`sigwait`, `signalfd`) must end itself: the others have their grace then.
 ///
 /// The processor's cores are divided among the ranks: [`WorldHandle::threads`] says how many each has. Nothing is set in the
 /// environment: whoever starts threads asks.
@@ -380,10 +382,11 @@ struct Attendant {
 
 impl Attendant {
     fn run(mut self) {
-        /// Something always wakes it; where the kernel has no pidfds, the end of the socket.
-        const LOOK: Duration = Duration::from_secs(60);
+        /// All else wakes it; nobody tells of a handler that was installed over the relay's.
+        const LOOK: Duration = Duration::from_millis(250);
         let mut said = false;
         let failed = loop {
+            signal::keep_relay();
             let control = self.supervisor.control_fd();
             let mut fds = vec![control, self.signals.as_fd(), self.woken.as_fd()];
             fds.extend(self.supervisor.pidfd());
