@@ -30,6 +30,7 @@ pub mod function;
 pub mod futex;
 pub mod guarded;
 mod image;
+pub mod limits;
 pub mod lines;
 #[cfg(not(leyden_portable))]
 pub mod memory;

@@ -65,11 +65,20 @@ fn whole(text: &[u8]) -> usize {
     }
 }
 
-/// Passes one line on, with the name of who has printed it in front: by one write. A name has at most 64 bytes of room.
-/// Whoever listens may have gone, which is no reason to stop.
-pub fn pass_on(name: &str, line: &[u8], mut to: impl Write) -> io::Result<()> {
-    let name: String = name.chars().take(64).collect();
-    to.write_all(&[b"[", name.as_bytes(), b"] ", line, b"\n"].concat())
+/// Passes one line on by one write, with the name of who has printed it in front, or without. Of a name there is room for
+/// 64 characters.
+///
+/// # Errors
+///
+/// What the system says: whoever listens may have gone.
+pub fn pass_on(name: Option<&str>, line: &[u8], mut to: impl Write) -> io::Result<()> {
+    let name = name.map(|name| format!("[{}] ", name.chars().take(64).collect::<String>()));
+    to.write_all(&[name.unwrap_or_default().as_bytes(), line, b"\n"].concat())
+}
+
+/// Says something of Leyden's own on stderr, by one write too. Whoever listens may have gone.
+pub fn say(line: &str) {
+    let _ = io::stderr().write_all(format!("leyden: {line}\n").as_bytes());
 }
 
 #[cfg(test)]

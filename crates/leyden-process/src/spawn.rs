@@ -697,7 +697,11 @@ fn on_the_spawner<T: Send + 'static>(
 
 /// The system's refusal, with the limits that may be behind it.
 pub(crate) fn start_failed(name: &str, error: &io::Error) -> Error {
-    let failed = Error::new(START, "a process could not be started").at("process", name).because(error);
+    with_limits(Error::new(START, "a process could not be started").at("process", name).because(error), error)
+}
+
+/// Adds the limits that may be behind a refusal.
+pub(crate) fn with_limits(failed: Error, error: &io::Error) -> Error {
     let limit = |resource| sys::limit(resource).map_or("none".to_owned(), |limit| limit.to_string());
     match error.raw_os_error() {
         Some(libc::EAGAIN | libc::ENOMEM) => {
@@ -710,12 +714,12 @@ pub(crate) fn start_failed(name: &str, error: &io::Error) -> Error {
             ) {
                 failed = failed.at("threads in the control group", now.trim()).at("their limit", most.trim());
             }
-            failed.hint("use fewer workers, or raise the limit")
+            failed.hint("start fewer processes (ranks, workers), or raise the limit")
         }
         Some(libc::EMFILE | libc::ENFILE) => failed
             .at("open descriptors", open_descriptors())
             .at("their limit (`ulimit -n`)", limit(Resource::Descriptors))
-            .hint("use fewer workers, close files, or raise the limit"),
+            .hint("start fewer processes (ranks, workers), close files, or raise the limit"),
         _ => failed,
     }
 }

@@ -57,7 +57,7 @@ impl Tail {
     fn pass_on(&self, lines: &[Vec<u8>]) {
         if self.forward {
             for line in lines {
-                let _ = lines::pass_on(&self.name, line, io::stderr());
+                let _ = lines::pass_on(Some(&self.name), line, io::stderr());
             }
         }
     }

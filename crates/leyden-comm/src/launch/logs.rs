@@ -41,6 +41,12 @@ impl Logs {
         self.folder.join(format!("rank-{rank}.log"))
     }
 
+    /// The file of a rank that has printed something.
+    pub(super) fn printed(&self, rank: usize) -> Option<PathBuf> {
+        let file = self.of(rank);
+        fs::metadata(&file).is_ok_and(|data| data.len() > 0).then_some(file)
+    }
+
     /// Removes what is temporary and of no use. Whether something is left that somebody should be told of.
     pub(super) fn put_away(&self, failed: bool) -> bool {
         if !self.temporary {

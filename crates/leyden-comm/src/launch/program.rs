@@ -15,9 +15,9 @@ use leyden_process::watch::{Watched, readable};
 use leyden_process::{Error, Result, exit, rank, signal, threads};
 use serde::{Deserialize, Serialize};
 
-use super::external;
 use super::logs::Logs;
 use super::supervisor::{self, Order};
+use super::{expect_descriptors, external};
 use crate::codes::{LAUNCH_ELSEWHERE, LAUNCH_IN_WORKER, LAUNCH_OTHER_SIZE, LAUNCH_START, UNWATCHED};
 use crate::environment::{Environment, Launcher};
 use crate::rank::Rank;
@@ -81,7 +81,7 @@ impl Default for LaunchOptions {
 ///
 /// `D0101` if there cannot be that many ranks; `D0201` from another thread than that of `main`, and in a test, whose harness
 /// would be what is started again: [`spawn`](super::spawn) works there; `D0202` if the world has another size; `D0203` in a
-/// worker; `D0204` if the ranks could not be started; `D0205` if there is no place for their logs; `D0110` in a rank whose
+/// worker; `D0204` if the ranks could not be started; `D0205` if there is no place for their logs; `D0206` if too few descriptors may be open; `D0110` in a rank whose
 /// supervisor is gone. Under a launcher also those of [`Environment::detect`]; `D0216` if ranks are on other hosts, `D0217` if
 /// not all come, `D0218` if rank 0 refuses this one, `D0219` if another process is rank 0 of this run. `P0102`, `P0103` where no process can be started: see [`entry::preflight`].
 pub fn world(size: usize) -> Result<&'static WorldHandle> {
@@ -262,6 +262,7 @@ fn launch(size: usize, options: &LaunchOptions) -> Result<WorldHandle> {
     if size == 1 {
         return Ok(WorldHandle { world, rank: 0, logs: None, joined: Mutex::new(0), starter: None });
     }
+    expect_descriptors(size, supervisor::DESCRIPTORS + supervisor::DESCRIPTORS_EACH * (size - 1))?;
     let logs = Logs::make(options.folder.as_deref())?;
     let started = start(&world, options.grace, &logs);
     if started.is_err() {

@@ -3,11 +3,11 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use leyden_process::lines::say;
 use leyden_process::signal::Signal;
 use leyden_process::spawn::{Child, Parent, Received, SpawnOptions};
 use leyden_process::supervise::{Cause, stop_all};
@@ -19,6 +19,11 @@ use super::logs::{Logs, refused};
 use super::program::{HandedOver, Report, Word};
 use crate::codes::{DIED, LAUNCH_START};
 use crate::world::{State, World};
+
+/// How many descriptors it needs itself, and for each rank that it starts: a control socket, stderr, the end, and the log,
+/// which is closed when all run.
+pub(super) const DESCRIPTORS: usize = 12;
+pub(super) const DESCRIPTORS_EACH: usize = 4;
 
 /// What it is to do.
 #[derive(Serialize, Deserialize)]
@@ -37,7 +42,7 @@ pub(super) fn supervise(order: Order, mut program: Parent) -> Result<()> {
     let zero = Watched::from_fd(zero)?;
     tombstone::hold(Arc::clone(&world), |world| world.supervisor())?;
     let ranks = start(&world, &order)?;
-    say(&program, Report::Started);
+    report(&program, Report::Started);
     Supervisor {
         world,
         order,
@@ -115,7 +120,7 @@ impl Supervisor {
             self.look_at_zero();
             if self.ranks.is_empty() {
                 match self.zero {
-                    Zero::Leaves => break say(&self.program, Report::Over { failed: self.failed }),
+                    Zero::Leaves => break report(&self.program, Report::Over { failed: self.failed }),
                     Zero::Ended => break,
                     // It is the last one, and has nobody to wait for.
                     Zero::Runs | Zero::Terminated => {}
@@ -125,7 +130,7 @@ impl Supervisor {
             if let Some((_, line)) = self.announce.take_if(|(when, _)| *when <= now)
                 && !(self.ranks.is_empty() && self.zero == Zero::Ended)
             {
-                tell(&line);
+                say(&line);
             }
             if let Some((_, error)) = self.poison.take_if(|(when, _)| *when <= now) {
                 self.world.poison(&error);
@@ -191,6 +196,7 @@ impl Supervisor {
         }
         let cause = self.process.wait(Duration::from_secs(1)).unwrap_or(Cause::Unknown);
         let words = in_words(cause);
+        self.say_if_late(cause, &format!("rank 0 {words}"));
         self.world.tell_end(0, false, &words);
         self.fail(0, &words, &[]);
         let signal = match cause {
@@ -231,13 +237,23 @@ impl Supervisor {
         let clean = cause == Cause::Exited(exit::OK.into());
         let mut words = in_words(cause);
         let last = self.report(number, &words);
-        for line in stderr {
+        self.say_if_late(cause, &last);
+        for line in stderr.iter().skip_while(|line| line.is_empty()) {
             let _ = write!(words, "\n{line}");
         }
         self.world.tell_end(number, clean, &words);
         if !clean {
             self.fail(number, &in_words(cause), stderr);
             self.begin_grace(last);
+        }
+    }
+
+    /// The kernel tells how a process was killed when it has freed its memory. Those that wait for it may have given up before,
+    /// without the cause.
+    fn say_if_late(&self, cause: Cause, line: &str) {
+        let killed = matches!(cause, Cause::Signalled { .. } | Cause::OutOfMemory);
+        if killed && self.signals == 0 && !self.world.is_calm() {
+            say(line);
         }
     }
 
@@ -257,7 +273,10 @@ impl Supervisor {
     }
 
     fn report(&self, number: usize, words: &str) -> String {
-        format!("rank {number} {words} (what it printed: {})", self.order.logs.of(number).display())
+        match self.order.logs.printed(number) {
+            Some(log) => format!("rank {number} {words} (what it printed: {})", log.display()),
+            None => format!("rank {number} {words}"),
+        }
     }
 
     /// From the first failure on, or the program's end, the others have so long.
@@ -299,7 +318,7 @@ impl Supervisor {
             self.failed = true;
             let list: Vec<String> = numbers.iter().map(ToString::to_string).collect();
             let why = if at_once { "by the second signal" } else { "after their grace" };
-            tell(&format!("ended {why}: rank {}", list.join(", ")));
+            say(&format!("ended {why}: rank {}", list.join(", ")));
             let ends = stop_all(children, if at_once { Duration::ZERO } else { LADDER });
             for (number, end) in numbers.into_iter().zip(ends) {
                 self.world.tell_end(number, false, &format!("{} (ended {why})", in_words(end.cause)));
@@ -308,7 +327,7 @@ impl Supervisor {
         // A program that holds its rank still has not noticed that the world has failed: it computes, or hangs.
         match self.zero {
             Zero::Runs if self.failed && self.world.state(0) == State::Present => {
-                tell("rank 0 has not ended either, and is sent SIGTERM");
+                say("rank 0 has not ended either, and is sent SIGTERM");
                 self.process.terminate();
                 self.zero = Zero::Terminated;
                 self.deadline = Some(Instant::now() + MORE);
@@ -320,7 +339,7 @@ impl Supervisor {
 
     fn clear_up(&self) {
         if self.order.logs.put_away(self.failed) {
-            tell(&format!("what the ranks printed is in {}", self.order.logs.folder.display()));
+            say(&format!("what the ranks printed is in {}", self.order.logs.folder.display()));
         }
     }
 }
@@ -335,12 +354,7 @@ fn in_words(cause: Cause) -> String {
 }
 
 /// If rank 0 is gone, nobody need know.
-fn say(program: &Parent, report: Report) {
+fn report(program: &Parent, report: Report) {
     let bytes = postcard::to_allocvec(&report).expect("a number always serialises");
     let _ = program.send(&bytes);
-}
-
-/// Says so on the program's stderr, which may be gone.
-fn tell(line: &str) {
-    let _ = writeln!(std::io::stderr(), "leyden: {line}");
 }
