@@ -38,7 +38,7 @@ fn main() -> Result<()> {
         "abort" => std::process::abort(),
         "panic" => panic!("meant"),
         "exit" => std::process::exit(7),
-        "take" => take(),
+        "take" => take()?,
         "mutex" => lock_twice(),
         "loader-dies" | "loader-blocks" => load(scenario)?,
         _ => leyden_process::bail!("no such scenario: {scenario:?}"),
@@ -101,13 +101,15 @@ fn overflow(depth: u64) -> u64 {
     overflow(frame[3] + 1) + frame[5]
 }
 
-/// Takes memory until there is none.
-fn take() {
+/// Takes memory until there is none. It is the one that the kernel is to kill then.
+fn take() -> Result<()> {
+    std::fs::write("/proc/self/oom_score_adj", "1000")?;
     let mut all = Vec::new();
     let end = Instant::now() + LONG;
     while Instant::now() < end {
         all.push(black_box(vec![1_u8; 8 << 20]));
     }
+    Ok(())
 }
 
 fn lock_twice() {

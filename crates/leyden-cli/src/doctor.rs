@@ -45,7 +45,7 @@ pub(crate) fn doctor() -> Result<u8> {
         ("threads", threads),
         (
             "open files",
-            (most(Resource::Descriptors), "ulimit -n; a launch needs 12, and 4 for each rank".to_owned()),
+            (most(Resource::Descriptors), "ulimit -n; a launch needs 12, and 6 for each rank".to_owned()),
         ),
         ("threads of the user", (most(Resource::Threads), "ulimit -u".to_owned())),
         ("file size", (most(Resource::FileSize), "ulimit -f; holds for shared memory too".to_owned())),

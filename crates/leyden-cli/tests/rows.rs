@@ -309,7 +309,7 @@ fn limits_that_are_too_low_are_named_with_what_is_needed_and_the_cure() {
         Program::start(how, "add", 3, "ulimit -v 20000").end().expect(1, &words);
     }
     // What is said to be enough is.
-    for (how, few) in [(How::Itself, 20), (How::LeydenRun, 26)] {
+    for (how, few) in [(How::Itself, 24), (How::LeydenRun, 26)] {
         Program::start(how, "add", 3, &format!("ulimit -n {few}")).end().expect(0, &[]);
     }
 }

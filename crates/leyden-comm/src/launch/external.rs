@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use leyden_process::watch::readable;
 use leyden_process::{Error, Result, entry};
 
-use crate::codes::{EXTERNAL_HOSTS, EXTERNAL_MISSING, EXTERNAL_REFUSED, EXTERNAL_SOCKET};
+use crate::codes::{EXTERNAL_HOSTS, EXTERNAL_MISSING, EXTERNAL_REFUSED, EXTERNAL_SOCKET, NOT_A_NUMBER};
 use crate::environment::Environment;
 use crate::world::World;
 
@@ -25,8 +25,7 @@ use crate::world::World;
 /// `D0216` if some are on other hosts; `D0217` if not all come in time, with those that are missing; `D0218` if rank 0
 /// refuses this one; `D0219` if the socket cannot be had. Those of a world that cannot be made.
 pub(crate) fn meet(environment: &Environment) -> Result<World> {
-    let told = std::env::var("LEYDEN_JOIN_TIMEOUT").ok().and_then(|seconds| seconds.parse().ok());
-    let patience = told.map_or(PATIENCE, Duration::from_secs);
+    let patience = patience()?;
     let (rank, size) = (environment.rank(), environment.world_size());
     if let Some(local) = environment.local_world_size().filter(|&local| local != size) {
         return Err(Error::new(EXTERNAL_HOSTS, "ranks on several hosts cannot be joined yet")
@@ -40,6 +39,19 @@ pub(crate) fn meet(environment: &Environment) -> Result<World> {
         0 => receive(&name, size, deadline, patience),
         _ => enter(&name, rank, size, deadline, patience),
     }
+}
+
+/// How long ranks wait for each other.
+fn patience() -> Result<Duration> {
+    let Some(told) = std::env::var_os("LEYDEN_JOIN_TIMEOUT").filter(|text| !text.is_empty()) else {
+        return Ok(PATIENCE);
+    };
+    let seconds = told.to_str().and_then(|text| text.trim().parse().ok());
+    seconds.map(Duration::from_secs).ok_or_else(|| {
+        Error::new(NOT_A_NUMBER, "the variable LEYDEN_JOIN_TIMEOUT is not a number of seconds")
+            .at("LEYDEN_JOIN_TIMEOUT", told.display())
+            .hint("set it to whole seconds, such as 60, or unset it")
+    })
 }
 
 /// The name of the socket: the same for all ranks of a run, and for no other run.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use leyden_process::entry::{self, Role};
+use leyden_process::lines::say;
 use leyden_process::spawn::{Child, Job, Parent, Received, SpawnOptions};
 use leyden_process::supervise::Ended;
 use leyden_process::watch::{Watched, readable};
@@ -23,11 +24,14 @@ use crate::environment::{Environment, Launcher};
 use crate::rank::Rank;
 use crate::world::World;
 
-/// How to launch.
+/// How to launch: `launch::world_with(4, &LaunchOptions { folder: Some("logs".into()), ..Default::default() })`. Each has a
+/// default that a first program need not change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaunchOptions {
-    /// Where what ranks above 0 print goes: to `rank-1.log` and so on in this folder, which is made. By default a temporary
-    /// folder, which is removed after success; after a failure it is named, unless nothing was printed.
+    /// Where what ranks above 0 print to stdout goes: to `rank-1.log` and so on in this folder, which is made. By default a
+    /// temporary folder (in `TMPDIR`, or `/tmp`), which is removed after success; after a failure it is named, unless nothing
+    /// was printed. Where the disk is full the rest is lost, which is said once for each rank, and the ranks go on. (torchrun:
+    /// `--log-dir`, `--redirects`.)
     pub folder: Option<PathBuf>,
     /// How long the other ranks may go on once one has failed, or once rank 0 has returned from `main`; then they are
     /// ended. 5 s by default: enough to save something, and no time to be forgotten.
@@ -190,7 +194,9 @@ impl WorldHandle {
     }
 
     /// How many threads each rank should compute with: `RAYON_NUM_THREADS` if that is set, as a user's word; else its share
-    /// of the cores that this process may use, at least 1.
+    /// of the cores that this process may use, at least 1. It sets nothing: give it to whatever computes (of Rayon
+    /// `ThreadPoolBuilder::num_threads`), which would else start a thread for each core on each rank. (torchrun sets
+    /// `OMP_NUM_THREADS=1`.)
     pub fn threads(&self) -> usize {
         let told = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.trim().parse().ok());
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -445,10 +451,10 @@ impl Attendant {
         let error = Error::new(UNWATCHED, "the process that watches the ranks is gone")
             .at("rank", 0)
             .at("the supervisor", cause);
-        let error = match self.logs.put_away(true) {
-            true => error.at("what the ranks printed", self.logs.folder.display()),
-            false => error,
-        };
+        // Those that wait notice the end themselves, in words of their own.
+        if self.logs.put_away(true) {
+            say(&format!("what the ranks printed is in {}", self.logs.folder.display()));
+        }
         let error = error.why("the other ranks have ended with it");
         self.world.poison(&error.hint("start the program again; `dmesg` says whether memory had run out"));
     }

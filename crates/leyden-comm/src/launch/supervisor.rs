@@ -2,7 +2,6 @@
 //! rank, never reaches `main`, and outlives rank 0 by as long as it takes to end the others.
 
 use std::fmt::Write as _;
-use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,15 +14,15 @@ use leyden_process::watch::{Watched, readable};
 use leyden_process::{Error, Result, exit, rank, tombstone};
 use serde::{Deserialize, Serialize};
 
-use super::logs::{Logs, refused};
+use super::logs::{Logs, Writing};
 use super::program::{HandedOver, Report, Word};
 use crate::codes::{DIED, LAUNCH_START};
 use crate::world::{State, World};
 
-/// How many descriptors it needs itself, and for each rank that it starts: a control socket, stderr, the end, and the log,
-/// which is closed when all run.
+/// How many descriptors it needs itself, and for each rank that it starts: a control socket, stderr, stdout with its other end
+/// until all run, the log, the process.
 pub(super) const DESCRIPTORS: usize = 12;
-pub(super) const DESCRIPTORS_EACH: usize = 4;
+pub(super) const DESCRIPTORS_EACH: usize = 6;
 
 /// What it is to do.
 #[derive(Serialize, Deserialize)]
@@ -41,7 +40,7 @@ pub(super) fn supervise(order: Order, mut program: Parent) -> Result<()> {
     let world = Arc::new(World::open(memory)?);
     let zero = Watched::from_fd(zero)?;
     tombstone::hold(Arc::clone(&world), |world| world.supervisor())?;
-    let ranks = start(&world, &order)?;
+    let (ranks, writing) = start(&world, &order)?;
     report(&program, Report::Started);
     Supervisor {
         world,
@@ -50,6 +49,7 @@ pub(super) fn supervise(order: Order, mut program: Parent) -> Result<()> {
         zero: Zero::Runs,
         process: zero,
         ranks,
+        writing,
         deadline: None,
         announce: None,
         poison: None,
@@ -61,15 +61,11 @@ pub(super) fn supervise(order: Order, mut program: Parent) -> Result<()> {
 }
 
 /// Starts all ranks but rank 0.
-fn start(world: &World, order: &Order) -> Result<Vec<(usize, Child)>> {
-    let logs = (1..world.size()).map(|number| {
-        let path = order.logs.of(number);
-        File::create(&path).map_err(|error| refused(&path, &error))
-    });
-    let logs = logs.collect::<Result<Vec<File>>>()?;
-    let options = logs.iter().zip(1..).map(|(log, number): (_, usize)| SpawnOptions {
+fn start(world: &World, order: &Order) -> Result<(Vec<(usize, Child)>, Writing)> {
+    let (writing, stdouts) = Writing::start(&order.logs, world.size())?;
+    let options = stdouts.iter().zip(1..).map(|(stdout, number): (_, usize)| SpawnOptions {
         fds: vec![world.fd()],
-        stdout: Some(log.as_fd()),
+        stdout: Some(stdout.as_fd()),
         ..SpawnOptions::named(format!("rank {number}"))
     });
     let ranks = rank::start_all(&options.collect::<Vec<_>>())?;
@@ -77,7 +73,7 @@ fn start(world: &World, order: &Order) -> Result<Vec<(usize, Child)>> {
         let told = HandedOver { rank: number, logs: order.logs.folder.clone() };
         child.send(&postcard::to_allocvec(&told)?).map_err(|error| error.at("rank", number))?;
     }
-    Ok(ranks.into_iter().enumerate().map(|(index, child)| (index + 1, child)).collect())
+    Ok((ranks.into_iter().enumerate().map(|(index, child)| (index + 1, child)).collect(), writing))
 }
 
 struct Supervisor {
@@ -88,6 +84,7 @@ struct Supervisor {
     process: Watched,
     /// Those that have not ended.
     ranks: Vec<(usize, Child)>,
+    writing: Writing,
     /// When those that still run are ended.
     deadline: Option<Instant>,
     /// When to say so, if they still run then.
@@ -338,6 +335,7 @@ impl Supervisor {
     }
 
     fn clear_up(&self) {
+        self.writing.finish();
         if self.order.logs.put_away(self.failed) {
             say(&format!("what the ranks printed is in {}", self.order.logs.folder.display()));
         }

@@ -78,6 +78,13 @@ fn a_rank_with_other_numbers_is_refused_with_the_reason() {
 }
 
 #[test]
+fn a_patience_that_is_no_number_is_refused() {
+    let output = start("patience", 0, 2, "soon").wait_with_output().unwrap();
+    let text = stderr(&output);
+    assert!(text.contains("D0301") && text.contains("LEYDEN_JOIN_TIMEOUT  soon"), "{text}");
+}
+
+#[test]
 fn strangers_at_the_door_hold_nobody_up() {
     let began = Instant::now();
     let mut ranks = vec![start("crowd", 0, 3, "30")];

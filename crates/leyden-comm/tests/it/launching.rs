@@ -232,6 +232,21 @@ fn what_ranks_print_is_in_the_folder_that_was_asked_for() {
 }
 
 #[test]
+fn a_full_disk_for_what_ranks_print_is_said_and_stops_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    for rank in 1..3 {
+        std::os::unix::fs::symlink("/dev/full", folder.path().join(format!("rank-{rank}.log"))).unwrap();
+    }
+    let ended = run(&format!("ranks logs {}", folder.path().display()));
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    for rank in 1..3 {
+        let line = format!("leyden: what rank {rank} prints is lost from here on: ");
+        assert_eq!(ended.stderr.matches(&line).count(), 1, "{}", ended.stderr);
+    }
+    assert!(ended.stderr.contains("No space left on device"), "{}", ended.stderr);
+}
+
+#[test]
 fn a_folder_that_cannot_be_made_is_named() {
     run("ranks logs /dev/null/x").expect(1, "", &["error[D0205]", "/dev/null/x", "LaunchOptions::folder"]);
 }
