@@ -1,6 +1,8 @@
 //! Programs of three ranks (or as many as the last argument says) of which one gets into trouble. They launch themselves, and
 //! find their ranks under `leyden run`; the first argument says what happens.
 
+#![expect(clippy::disallowed_methods, reason = "a rank, or a worker, is to end without a word")]
+
 use std::hint::black_box;
 use std::io::Write as _;
 use std::sync::Mutex;

@@ -278,11 +278,11 @@ fn the_first_signal_is_the_ranks_own_and_the_second_is_the_end() {
 fn a_rank_that_is_killed_ends_the_others_within_the_grace() {
     let mut program = Program::start(How::LeydenRun, "wait", 3, "");
     program.await_lines(3, "ready");
-    let ranks = program.processes().into_iter().filter(|pid| {
+    let mut ranks = program.processes().into_iter().filter(|pid| {
         let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         words.split(|&byte| byte == 0).next().is_some_and(|name| name.ends_with(b"/examples/rows"))
     });
-    let rank = ranks.last().unwrap();
+    let rank = ranks.next_back().unwrap();
     assert!(Command::new("sh").args(["-c", &format!("kill -9 {rank}")]).status().unwrap().success());
     program.end().expect(102, &["was killed by SIGKILL", "has not ended within 1 s, and is killed"]);
 }
