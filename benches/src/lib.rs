@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod comm;
+mod launch;
 mod loader;
 mod trainer;
 
@@ -42,6 +43,9 @@ enum Action {
     /// Measures one pair in this process and prints its figures: what `run` starts in child processes
     #[command(hide = true)]
     Measure { what: String },
+    /// Is Leyden's side of `comm/launch-2`: becomes two ranks
+    #[command(hide = true)]
+    Launch,
     /// Is Leyden's side of a row of `loader`: makes a pass for each line on stdin
     #[command(hide = true)]
     Serve { cell: String },
@@ -103,11 +107,13 @@ pub fn main() -> ExitCode {
             .iter()
             .filter(|plan| plan.row().contains(&only))
             .try_for_each(|plan| plan.measure(peer).map(|row| print(&[row], json))),
-        Action::Run { group, json, peer, .. } if group == "comm" => {
-            comm::rows(peer).map(|rows| print(&rows, json))
-        }
+        Action::Run { group, json, peer, .. } if group == "comm" => comm::rows(peer).and_then(|rows| {
+            print(&rows, json);
+            launch::row(peer).map(|row| print(&[row], json))
+        }),
         Action::Run { json, peer, .. } => trainer::rows(peer).map(|rows| print(&rows, json)),
         Action::Measure { what } => measure(&what),
+        Action::Launch => launch::program(),
         Action::Serve { cell } => loader::serve(&cell),
     };
     match result {

@@ -2,12 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+mod doctor;
 mod run;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use leyden_comm::environment::Environment;
 
 /// Leyden's helper: starts the ranks of a program
 #[derive(Parser)]
@@ -21,17 +21,14 @@ struct Arguments {
 enum Action {
     /// Starts a program several times, each as one rank of a world (as torchrun does, on this host)
     Run(run::Run),
-    /// Says what the launcher of this process has told about its rank, and by which variables
+    /// Says what a launch from here would find: the launcher of this process, the way between ranks, limits
     Doctor,
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Action::Run(run) => run.run(),
-        Action::Doctor => Environment::detect().map(|environment| {
-            println!("{environment}");
-            0
-        }),
+        Action::Doctor => doctor::doctor(),
     };
     match result {
         Ok(code) => ExitCode::from(code),

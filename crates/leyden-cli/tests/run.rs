@@ -34,7 +34,7 @@ fn a_rank_that_fails_gives_the_exit_code_and_ends_the_others_after_the_grace() {
     assert_eq!(said.matches("rank 0 has not ended").count(), 1, "{said}");
     let (output, _) = leyden("2", "if [ $RANK = 1 ]; then kill -KILL $$; fi");
     assert_eq!(output.status.code(), Some(102));
-    assert!(text(&output.stderr).contains("rank 1 was killed by signal 9"));
+    assert!(text(&output.stderr).contains("rank 1 was killed by SIGKILL"));
 }
 
 #[test]
@@ -70,6 +70,38 @@ fn a_program_that_is_not_there_is_an_error() {
     let output = command.args(["run", "-n", "2", "--", "no-such-program"]).output().unwrap();
     let said = text(&output.stderr);
     assert!(said.contains("P0113") && said.contains("no-such-program"), "{said}");
-    let output = Command::new(env!("CARGO_BIN_EXE_leyden")).arg("doctor").output().unwrap();
-    assert!(text(&output.stdout).contains("launcher"), "{output:?}");
+}
+
+fn doctor(variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leyden"));
+    command.env_clear().arg("doctor").envs(variables.iter().copied()).output().unwrap()
+}
+
+#[test]
+fn the_doctor_says_what_a_launch_would_find() {
+    let output = doctor(&[]);
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    for row in ["launcher  none", "transport ", "token ", "patience ", "cores ", "open files ", "memory "] {
+        assert!(said.lines().any(|line| line.starts_with(row)), "{row:?} is not in {said}");
+    }
+    let several = [("RANK", "1"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")];
+    let said = text(&doctor(&several).stdout);
+    assert!(
+        said.contains("torchrun") && said.contains("tcp, between hosts") && said.contains("and needed"),
+        "{said}"
+    );
+    let token = [&several[..], &[("LEYDEN_TOKEN", "secret"), ("LEYDEN_JOIN_TIMEOUT", "7")]].concat();
+    let said = text(&doctor(&token).stdout);
+    assert!(said.contains("set") && said.contains("7 s") && !said.contains("secret"), "{said}");
+}
+
+#[test]
+fn the_doctor_says_what_can_be_said_where_the_launcher_contradicts_itself() {
+    let output = doctor(&[("RANK", "4"), ("WORLD_SIZE", "4")]);
+    assert_eq!(output.status.code(), Some(96));
+    assert!(
+        text(&output.stdout).contains("open files") && text(&output.stderr).contains("D0303"),
+        "{output:?}"
+    );
 }

@@ -26,11 +26,13 @@ fn main() -> Result<()> {
         ["wait"] => wait(None),
         ["wait-for-signal"] => wait(Some(Listener::start())),
         ["wait-for-signal-with-a-later-listener"] => wait_later(),
+        ["wait-for-signal-with-a-foreign-handler"] => wait_with_a_foreign_handler(),
         ["ignore-signals"] => ignore_signals(),
         ["elsewhere-in-groups"] => elsewhere_in_groups(),
         ["leave-first"] => leave_first(),
         ["fail-unseen"] => fail_unseen(),
         ["compute-on"] => compute_on(),
+        ["print", lines] => print(lines.parse()?),
         _ => leyden_process::bail!("no such scenario: {words:?}"),
     }
 }
@@ -142,6 +144,43 @@ fn wait(listener: Option<Listener>) -> Result<()> {
 fn wait_later() -> Result<()> {
     launch::world_with(3, &LaunchOptions { grace: Duration::from_secs(1), ..LaunchOptions::default() })?;
     wait(Some(Listener::start()))
+}
+
+/// A handler that calls no other comes when the ranks are there.
+fn wait_with_a_foreign_handler() -> Result<()> {
+    let world =
+        launch::world_with(3, &LaunchOptions { grace: Duration::from_secs(1), ..LaunchOptions::default() })?;
+    let (send, received) = std::sync::mpsc::channel();
+    ctrlc::set_handler(move || send.send(()).unwrap_or_default())?;
+    world.join()?.barrier("all handlers are there")?;
+    if world.rank() == 0 {
+        // So long it may take until the launch has noticed.
+        std::thread::sleep(Duration::from_secs(1));
+        println!("ready");
+    }
+    received.recv_timeout(LONG)?;
+    eprintln!("rank {} got it", world.rank());
+    std::process::exit(130)
+}
+
+/// Each rank prints lines to stderr: a rank above 0 in pieces, as `eprintln!` does; rank 0, which nobody stands before, each by
+/// one write. Then a long one, and one without an end.
+fn print(lines: usize) -> Result<()> {
+    let world = launch::world(4)?;
+    let mut rank = world.join()?;
+    rank.barrier("all at once")?;
+    for line in 0..lines {
+        match world.rank() {
+            0 => std::io::stderr().write_all(format!("rank 0 line {line} of {lines}\n").as_bytes())?,
+            number => eprintln!("rank {number} line {line} of {lines}"),
+        }
+    }
+    rank.barrier("all have printed")?;
+    if world.rank() == 3 {
+        eprintln!("{}", "x".repeat(10_000));
+        eprint!("no end");
+    }
+    Ok(())
 }
 
 /// Each rank notes signals and goes on; the grace is longer than any test.

@@ -38,6 +38,8 @@ pub const LAUNCH_IN_WORKER: Code = Code::new("D0203", exit::CONFIGURATION);
 pub const LAUNCH_START: Code = Code::new("D0204", exit::WORKER_DIED);
 /// There is no place for what the ranks print.
 pub const LAUNCH_LOGS: Code = Code::new("D0205", exit::CONFIGURATION);
+/// Fewer descriptors may be open than that many ranks need.
+pub const LAUNCH_DESCRIPTORS: Code = Code::new("D0206", exit::CONFIGURATION);
 /// Ranks on several hosts cannot be joined yet.
 pub const EXTERNAL_HOSTS: Code = Code::new("D0216", exit::CONFIGURATION);
 /// Not all ranks have come that a launcher is to have started.
@@ -109,6 +111,7 @@ mod tests {
             LAUNCH_IN_WORKER,
             LAUNCH_START,
             LAUNCH_LOGS,
+            LAUNCH_DESCRIPTORS,
             EXTERNAL_HOSTS,
             EXTERNAL_MISSING,
             EXTERNAL_REFUSED,

@@ -9,13 +9,14 @@ mod supervisor;
 use std::sync::Arc;
 use std::time::Duration;
 
+use leyden_process::limits::{Resource, limit};
 use leyden_process::spawn::{Child, Job, Parent, Received, SpawnOptions};
 use leyden_process::supervise::Cause;
 use leyden_process::{Error, Panic, Result, contain};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::codes::{DIED, OBJECT, RANK_PANICKED};
+use crate::codes::{DIED, LAUNCH_DESCRIPTORS, OBJECT, RANK_PANICKED};
 use crate::environment::Environment;
 use crate::rank::Rank;
 use crate::world::World;
@@ -29,6 +30,19 @@ pub use program::{LaunchOptions, WorldHandle, world, world_with};
 /// Those of [`world`] and [`WorldHandle::join`].
 pub fn join() -> Result<Rank> {
     world(Environment::detect()?.world_size())?.join()
+}
+
+/// Refuses where fewer descriptors may be open than a process needs that starts this many ranks: before half of them run.
+///
+/// # Errors
+/// `D0206`, with the limit, what is needed, and the cure.
+pub fn expect_descriptors(ranks: usize, needed: usize) -> Result<()> {
+    let Some(most) = limit(Resource::Descriptors).filter(|&most| most < needed as u64) else { return Ok(()) };
+    Err(Error::new(LAUNCH_DESCRIPTORS, "too few files may be open for that many ranks")
+        .at("ranks", ranks)
+        .at("needed", format_args!("{needed} descriptors"))
+        .at("limit", format_args!("{most} (`ulimit -n`)"))
+        .hint(format!("raise it with `ulimit -n {}`, or start fewer ranks", needed.max(1024))))
 }
 
 /// Runs `f` on `n` ranks, each a thread of this process, and gives what each returns, in their order. For tests: with the
@@ -100,13 +114,12 @@ where
 /// Starts `n` ranks, and waits for what they return.
 fn start<R: DeserializeOwned + Send>(n: usize, job: &Job) -> Result<Vec<R>> {
     let world = World::create(n)?;
-    let children = (0..n).map(|rank| {
-        let options = SpawnOptions { fds: vec![world.fd()], ..SpawnOptions::named(format!("rank {rank}")) };
-        let child = job.spawn(&options)?;
+    let options =
+        |rank| SpawnOptions { fds: vec![world.fd()], ..SpawnOptions::named(format!("rank {rank}")) };
+    let children = job.spawn_all(&(0..n).map(options).collect::<Vec<_>>())?;
+    for (rank, child) in children.iter().enumerate() {
         child.send(&(rank as u64).to_le_bytes())?;
-        Ok(child)
-    });
-    let children = children.collect::<Result<Vec<Child>>>()?;
+    }
     let world = &world;
     let results: Vec<Result<Vec<u8>>> = std::thread::scope(|scope| {
         let threads: Vec<_> = children

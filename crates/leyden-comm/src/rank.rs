@@ -41,6 +41,16 @@ use crate::world::{End, MOST_GROUPS, SITES, State, World};
 /// assert_eq!(sums, [[1.0, 1.0]; 3]);
 /// # Ok::<(), leyden_comm::Error>(())
 /// ```
+///
+/// Two threads cannot have it:
+///
+/// ```compile_fail
+/// # fn f(rank: &leyden_comm::Rank) {
+/// std::thread::scope(|scope| {
+///     scope.spawn(|| rank.world_size());
+/// });
+/// # }
+/// ```
 pub struct Rank {
     pub(crate) world: Arc<World>,
     pub(crate) rank: usize,
@@ -414,7 +424,17 @@ impl Rank {
         self.in_phase(number, budget, f)
     }
 
-    /// Says what this rank does from now on, until the next phase: errors and warnings of those that wait for it name it.
+    /// Says what this rank does from now on, until the next phase or the end of a [`long_op`](Self::long_op): errors and
+    /// warnings of those that wait for it name it, and since when. It changes no limit, and costs less than a microsecond: say
+    /// it as often as it helps whoever reads (`"validation"`, `"checkpoint"`).
+    ///
+    /// ```
+    /// # leyden_comm::launch::threads(2, |rank| {
+    /// rank.phase("validation");
+    /// rank.barrier("epoch end")
+    /// # })?;
+    /// # Ok::<(), leyden_comm::Error>(())
+    /// ```
     #[track_caller]
     pub fn phase(&mut self, name: &str) {
         let number = self.sites.number(&self.world, self.rank, Location::caller(), name);

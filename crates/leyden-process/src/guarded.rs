@@ -20,7 +20,7 @@ use crate::entry::{self, Kind};
 use crate::error::{Error, Result};
 use crate::signal::Signal;
 use crate::spawn::{self, Child, SpawnOptions};
-use crate::supervise::{Process, Status};
+use crate::supervise::{Cause, Process, Status};
 use crate::{exit, sys, worker};
 
 /// A program that ends with this process, however this process ends.
@@ -68,9 +68,10 @@ impl Guarded {
         // A second start must not look for a group that is gone.
         command.process_group(0);
         let mut child = spawned.map_err(|error| {
-            Error::new(GUARDED, "a guarded program could not be started")
+            let failed = Error::new(GUARDED, "a guarded program could not be started")
                 .at("program", command.get_program().display())
-                .because(&error)
+                .because(&error);
+            spawn::with_limits(failed, &error)
         })?;
         Ok(Self {
             stdin: child.stdin.take(),
@@ -104,6 +105,13 @@ impl Guarded {
             }
         };
         Ok(Some(ExitStatus::from_raw(raw)))
+    }
+
+    /// Why it has ended: what [`wait`](Self::wait) gives, and whether the kernel has most likely killed it to free memory.
+    /// [`Unknown`](Cause::Unknown) while it runs.
+    pub fn cause(&mut self) -> Cause {
+        self.process().try_status();
+        self.process().cause()
     }
 
     /// Passes a signal on to the program and its group.

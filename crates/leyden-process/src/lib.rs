@@ -30,6 +30,8 @@ pub mod function;
 pub mod futex;
 pub mod guarded;
 mod image;
+pub mod limits;
+pub mod lines;
 #[cfg(not(leyden_portable))]
 pub mod memory;
 #[cfg(not(any(leyden_portable, all(test, loom))))]

@@ -24,7 +24,7 @@ use crate::{
     control::{Control, Tag},
     entry::Kind,
     image,
-    spawn::{self, Start},
+    spawn::{self, Start, Starting},
     sys, threads, worker,
 };
 use crate::{Result, entry};
@@ -43,6 +43,23 @@ use crate::{Result, entry};
 /// portable back end.
 #[cfg(not(leyden_portable))]
 pub fn start(options: &SpawnOptions<'_>) -> Result<Child> {
+    starting(options)?.wait()
+}
+
+/// The same for several, each with its options, which all start at once. If one cannot be started, none is left.
+///
+/// # Errors
+///
+/// The first one's, as [`start`].
+#[cfg(not(leyden_portable))]
+pub fn start_all(options: &[SpawnOptions<'_>]) -> Result<Vec<Child>> {
+    let all = options.iter().map(starting).collect::<Result<Vec<_>>>()?;
+    all.into_iter().map(Starting::wait).collect()
+}
+
+/// Starts this program again, which has not reported yet.
+#[cfg(not(leyden_portable))]
+fn starting(options: &SpawnOptions<'_>) -> Result<Starting> {
     entry::may_start(Kind::Rank)?;
     entry::can_start_again()?;
     if options.start != Start::Exec || options.survives.is_some() {
@@ -51,12 +68,11 @@ pub fn start(options: &SpawnOptions<'_>) -> Result<Child> {
             .why("it is always started again, and never outlives its starter")
             .hint("use `Start::Exec`, and no `survives`"));
     }
-    let mut child = spawn::launch(Kind::Rank, options)?;
+    let child = spawn::launch(Kind::Rank, options)?;
     let order = Order { build: image::build(), name: options.name.clone(), handed: options.fds.len() as u32 };
     // What became of an order that nobody took is said by the hello that does not come.
     spawn::ask(&child, Tag::Start, &postcard::to_allocvec(&order)?, &options.fds, options)?;
-    child.expect_hello(options.hello_timeout)?;
-    Ok(child)
+    Ok(Starting::of(child, options.hello_timeout))
 }
 
 /// Starts this program again, so that its `main` runs there as a rank: not on this back end.
@@ -68,6 +84,16 @@ pub fn start(options: &SpawnOptions<'_>) -> Result<Child> {
 pub fn start(options: &SpawnOptions<'_>) -> Result<Child> {
     entry::fuse();
     Err(not_here("ranks that run the program's `main`").at("process", &options.name))
+}
+
+/// The same for several: not on this back end.
+///
+/// # Errors
+///
+/// `P0115`, for the first one.
+#[cfg(leyden_portable)]
+pub fn start_all(options: &[SpawnOptions<'_>]) -> Result<Vec<Child>> {
+    options.iter().map(start).collect()
 }
 
 /// In a process that was [started](start) as a rank: its starter, with what that has handed over. `None` elsewhere, and the

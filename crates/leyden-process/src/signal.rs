@@ -5,6 +5,7 @@
 //! before are called too, and put back when the last listener goes. A signal that the parent set to be ignored
 //! (`nohup`, a shell's background job) stays ignored.
 
+use std::cell::Cell;
 use std::io::PipeReader;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, IntoRawFd as _};
@@ -65,6 +66,7 @@ impl Listener {
     pub fn start() -> Self {
         let mut installed = INSTALLED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if installed.listeners == 0 {
+            keep(&installed);
             RECEIVED.store(0, Ordering::SeqCst);
             installed.restore = [Signal::Interrupt, Signal::Terminate].map(install);
         }
@@ -105,7 +107,8 @@ impl Drop for Listener {
 ///
 /// Nothing else changes: listeners and handlers that are there, or come later and call those before them, are called as
 /// ever, and a signal that nobody handles ends the process. A signal that is ignored stays ignored and is not told of.
-/// From then on for as long as the program runs.
+/// From then on for as long as the program runs; a handler that comes later, and does not call those before it, silences
+/// the relay until [`keep_relay`].
 ///
 /// # Errors
 ///
@@ -126,20 +129,40 @@ pub fn relay() -> Result<PipeReader> {
         if listens {
             // Below the listeners: it stays when they go.
             let Some(earlier) = *below else { continue };
-            let action = relaying_after(signal, earlier);
+            let action = relaying_after(&FIRST, on_relayed, signal, earlier);
             EARLIER_TAKES_INFO[slot(signal.number())].store(true, Ordering::SeqCst);
             EARLIER[slot(signal.number())]
                 .store(ptr::with_exposed_provenance_mut(action.sa_sigaction), Ordering::SeqCst);
             *below = Some(action);
-        } else if let Some(earlier) = present_action(signal.number())
-            && earlier.sa_sigaction != libc::SIG_IGN
-        {
-            let action = relaying_after(signal, earlier);
-            // SAFETY: the action is whole, and its handler calls only async-signal-safe functions.
-            unsafe { libc::sigaction(signal.number(), &action, ptr::null_mut()) };
+        } else {
+            take_over(&FIRST, on_relayed, signal);
         }
     }
     Ok(read)
+}
+
+/// Puts the [`relay`] in front of handlers that others have installed over it (the crate `ctrlc`, a `sigaction` by hand),
+/// which are called by it from then on, with their own flags. To be called now and then, by whoever reads the pipe.
+///
+/// A signal that is ignored, or has its default effect again, is left so. One that some thread takes without a handler
+/// (`sigwait`, `signalfd`) never reaches the relay.
+pub fn keep_relay() {
+    keep(&INSTALLED.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+}
+
+fn keep(installed: &Installed) {
+    if RELAY.load(Ordering::SeqCst) < 0 {
+        return;
+    }
+    for signal in [Signal::Interrupt, Signal::Terminate] {
+        let known = |action: usize| {
+            let ours = [address(on_relayed), address(on_relayed_again), libc::SIG_IGN, libc::SIG_DFL];
+            ours.contains(&action) || (action == our_handler() && installed.listeners > 0)
+        };
+        if present_action(signal.number()).is_some_and(|now| !known(now.sa_sigaction)) {
+            take_over(&LATER, on_relayed_again, signal);
+        }
+    }
 }
 
 /// Notes the exit code that the program should end with although its `main` returns `Ok`: an interrupted run is
@@ -235,27 +258,111 @@ extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut l
 
 /// The writing end of the [`relay`], never closed; -1 while there is none.
 static RELAY: AtomicI32 = AtomicI32::new(-1);
-/// Handlers below the relay's.
-static BELOW: [AtomicPtr<libc::c_void>; 2] = [const { AtomicPtr::new(ptr::null_mut()) }; 2];
-static BELOW_TAKES_INFO: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
+/// A handler that the relay calls: its address, whether it takes three arguments, and the one that was there before it. Never
+/// freed, because the relay's handler may be just about to read it; there are as many as were installed over the relay.
+struct Below {
+    handler: usize,
+    takes_info: bool,
+    before: *const Below,
+}
 
-/// The relay's action, which hands on to `earlier`.
-fn relaying_after(signal: Signal, earlier: libc::sigaction) -> libc::sigaction {
-    let slot = slot(signal.number());
-    let chained = if earlier.sa_sigaction == libc::SIG_DFL { 0 } else { earlier.sa_sigaction };
-    BELOW_TAKES_INFO[slot].store(earlier.sa_flags & libc::SA_SIGINFO != 0, Ordering::SeqCst);
-    BELOW[slot].store(ptr::with_exposed_provenance_mut(chained), Ordering::SeqCst);
-    // SAFETY: as in `install`.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_relayed as *const () as usize;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
-        libc::sigemptyset(&mut action.sa_mask);
-        action
+/// What was there before the relay.
+static FIRST: [AtomicPtr<Below>; 2] = [const { AtomicPtr::new(ptr::null_mut()) }; 2];
+/// What has come over it. Who has installed that may put back what it found, the relay without it: so it is kept apart.
+static LATER: [AtomicPtr<Below>; 2] = [const { AtomicPtr::new(ptr::null_mut()) }; 2];
+
+thread_local! {
+    /// The handler that the relay is calling. It may call the one that it has found, which is the relay's.
+    static CALLING: [Cell<*const Below>; 2] = const { [const { Cell::new(ptr::null()) }; 2] };
+}
+
+type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+
+fn address(handler: Handler) -> usize {
+    handler as *const () as usize
+}
+
+/// Puts a handler of the relay before the present one.
+fn take_over(list: &'static [AtomicPtr<Below>; 2], handler: Handler, signal: Signal) {
+    if let Some(earlier) = present_action(signal.number())
+        && earlier.sa_sigaction != libc::SIG_IGN
+    {
+        let action = relaying_after(list, handler, signal, earlier);
+        // SAFETY: the action is whole, and its handler calls only async-signal-safe functions, and what was there.
+        unsafe { libc::sigaction(signal.number(), &action, ptr::null_mut()) };
     }
 }
 
+/// The action of a handler of the relay, which hands on to `earlier`. It has the flags of that one, whose program may count
+/// on them.
+fn relaying_after(
+    list: &'static [AtomicPtr<Below>; 2],
+    handler: Handler,
+    signal: Signal,
+    earlier: libc::sigaction,
+) -> libc::sigaction {
+    let head = &list[slot(signal.number())];
+    // SAFETY: as in `install`.
+    let mut action: libc::sigaction = unsafe {
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        libc::sigemptyset(&mut action.sa_mask);
+        action
+    };
+    action.sa_flags = libc::SA_RESTART;
+    if earlier.sa_sigaction != libc::SIG_DFL {
+        let takes_info = earlier.sa_flags & libc::SA_SIGINFO != 0;
+        let before = head.load(Ordering::SeqCst);
+        let below = Below { handler: earlier.sa_sigaction, takes_info, before };
+        head.store(Box::leak(Box::new(below)), Ordering::SeqCst);
+        action = earlier;
+    }
+    action.sa_sigaction = address(handler);
+    action.sa_flags |= libc::SA_SIGINFO;
+    action
+}
+
+/// The relay as it began.
 extern "C" fn on_relayed(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let slot = slot(number);
+    let nested = CALLING.with(|calling| !calling[slot].get().is_null());
+    if !nested {
+        tell(number);
+    }
+    let below = FIRST[slot].load(Ordering::SeqCst);
+    if !below.is_null() {
+        // SAFETY: what was stored there is never freed; the arguments are the kernel's.
+        unsafe { call_below(below, number, info, context) };
+    } else if !nested && present_action(number).is_some_and(|now| now.sa_sigaction == address(on_relayed)) {
+        // Where nobody else has taken the signal, it does what it would do without us.
+        // SAFETY: both are async-signal-safe. The signal waits until this handler has returned.
+        unsafe {
+            libc::signal(number, libc::SIG_DFL);
+            libc::raise(number);
+        }
+    }
+}
+
+/// The relay over somebody who came later.
+extern "C" fn on_relayed_again(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let slot = slot(number);
+    let calling = CALLING.with(|calling| calling[slot].get());
+    // SAFETY: what was stored there is never freed.
+    let below = match unsafe { calling.as_ref() } {
+        None => {
+            tell(number);
+            LATER[slot].load(Ordering::SeqCst)
+        }
+        // Called by the one that it has called: by what this one found when it came.
+        Some(caller) => caller.before,
+    };
+    if !below.is_null() {
+        // SAFETY: as above; the arguments are the kernel's.
+        unsafe { call_below(below, number, info, context) };
+    }
+}
+
+/// Writes a signal's number to the relay's pipe.
+fn tell(number: i32) {
     let byte = number as u8;
     // SAFETY: write is async-signal-safe and the buffer lives; errno is this thread's own.
     unsafe {
@@ -264,23 +371,26 @@ extern "C" fn on_relayed(number: i32, info: *mut libc::siginfo_t, context: *mut 
         libc::write(RELAY.load(Ordering::SeqCst), (&raw const byte).cast(), 1);
         *errno = before;
     }
-    let handler = BELOW[slot(number)].load(Ordering::SeqCst);
-    if !handler.is_null() {
-        // SAFETY: the address and the flag came from sigaction together; the arguments are the kernel's.
-        unsafe {
-            call(handler, BELOW_TAKES_INFO[slot(number)].load(Ordering::SeqCst), number, info, context)
-        };
-        return;
+}
+
+/// Calls a handler, and notes meanwhile that it is called.
+///
+/// # Safety
+///
+/// `below` is one that is never freed; the arguments are a kernel's.
+unsafe fn call_below(
+    below: *const Below,
+    number: i32,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
+    let outer = CALLING.with(|calling| calling[slot(number)].replace(below));
+    // SAFETY: the caller's promise; address and flag came from sigaction together.
+    unsafe {
+        let Below { handler, takes_info, .. } = &*below;
+        call(ptr::with_exposed_provenance_mut(*handler), *takes_info, number, info, context);
     }
-    // Where nobody else has taken the signal, it does what it would do without us.
-    let ours = on_relayed as *const () as usize;
-    if present_action(number).is_some_and(|now| now.sa_sigaction == ours) {
-        // SAFETY: both are async-signal-safe. The signal waits until this handler has returned.
-        unsafe {
-            libc::signal(number, libc::SIG_DFL);
-            libc::raise(number);
-        }
-    }
+    CALLING.with(|calling| calling[slot(number)].set(outer));
 }
 
 /// Calls a handler as the kernel would.
@@ -333,6 +443,19 @@ mod tests {
         EARLIER_CALLS.fetch_add(1, Ordering::SeqCst);
     }
 
+    static LATER_CALLS: AtomicI32 = AtomicI32::new(0);
+    static FOUND: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
+
+    extern "C" fn ask_nobody(_: i32) {
+        LATER_CALLS.fetch_add(1, Ordering::SeqCst);
+    }
+
+    extern "C" fn ask_on(number: i32) {
+        LATER_CALLS.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: what was found is the relay's handler, which takes three arguments and passes the last two on.
+        unsafe { call(FOUND.load(Ordering::SeqCst), true, number, ptr::null_mut(), ptr::null_mut()) };
+    }
+
     /// One test, because signals belong to the whole process.
     #[test]
     fn notes_the_first_signal_chains_and_restores() {
@@ -371,5 +494,44 @@ mod tests {
         pipe.read_exact(&mut told).unwrap();
         assert_eq!(told.map(|number| Signal::from_number(number.into())), [Some(Signal::Terminate); 3]);
         assert_eq!(EARLIER_CALLS.load(Ordering::SeqCst), 5);
+        drop(later);
+
+        // One that comes later and asks nobody silences it, until it is put in front again; and one that calls what it
+        // found does not make it tell twice, nor call itself.
+        let heard = |pipe: &mut PipeReader, own: i32, earlier: i32, told: usize| {
+            let before = (LATER_CALLS.load(Ordering::SeqCst), EARLIER_CALLS.load(Ordering::SeqCst));
+            // SAFETY: as above.
+            unsafe { libc::raise(libc::SIGTERM) };
+            assert_eq!(LATER_CALLS.load(Ordering::SeqCst) - before.0, own);
+            assert_eq!(EARLIER_CALLS.load(Ordering::SeqCst) - before.1, earlier);
+            // SAFETY: the byte of `raise` ends what there is to read.
+            unsafe { libc::write(RELAY.load(Ordering::SeqCst), [0_u8].as_ptr().cast(), 1) };
+            let mut bytes = vec![0; told + 1];
+            pipe.read_exact(&mut bytes).unwrap();
+            assert_eq!(bytes.iter().position(|&byte| byte == 0), Some(told));
+        };
+        // SAFETY: both handlers only touch atomics, and call what was there.
+        let relaying = unsafe { libc::signal(libc::SIGTERM, ask_nobody as *const () as usize) };
+        heard(&mut pipe, 1, 0, 0);
+        keep_relay();
+        keep_relay();
+        heard(&mut pipe, 1, 0, 1);
+        for time in 1..4 {
+            // SAFETY: as above.
+            let found = unsafe { libc::signal(libc::SIGTERM, ask_on as *const () as usize) };
+            FOUND.store(ptr::with_exposed_provenance_mut(found), Ordering::SeqCst);
+            keep_relay();
+            // The same handler finds itself below, by way of the relay: once for each time that it was installed.
+            heard(&mut pipe, time + 1, 0, 1);
+        }
+        // SAFETY: as above.
+        unsafe { libc::signal(libc::SIGTERM, relaying) };
+        keep_relay();
+        heard(&mut pipe, 0, 1, 1);
+        // SAFETY: as above.
+        unsafe { libc::signal(libc::SIGTERM, ask_nobody as *const () as usize) };
+        let listener = Listener::start();
+        heard(&mut pipe, 1, 0, 1);
+        assert_eq!(listener.received(), Some(Signal::Terminate));
     }
 }

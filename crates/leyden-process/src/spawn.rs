@@ -124,6 +124,16 @@ impl Job {
         self.begin(options)?.wait()
     }
 
+    /// The same for several, each with its options, which all start at once. If one cannot be started, none is left.
+    ///
+    /// # Errors
+    ///
+    /// The first one's, as [`spawn`](Self::spawn).
+    pub fn spawn_all(&self, options: &[SpawnOptions<'_>]) -> Result<Vec<Child>> {
+        let starting = options.iter().map(|options| self.begin(options)).collect::<Result<Vec<_>>>()?;
+        starting.into_iter().map(Starting::wait).collect()
+    }
+
     /// The same without waiting for a process that starts again, so that several can start at once.
     pub(crate) fn begin(&self, options: &SpawnOptions<'_>) -> Result<Starting> {
         let child = self.0.begin(options)?;
@@ -146,6 +156,12 @@ pub(crate) struct Starting {
 }
 
 impl Starting {
+    /// One that has not reported.
+    #[cfg(not(leyden_portable))]
+    pub(crate) fn of(child: Child, hello_timeout: Duration) -> Self {
+        Self { child, hello_timeout: Some(hello_timeout) }
+    }
+
     /// Waits for its first word.
     pub(crate) fn wait(mut self) -> Result<Child> {
         if let Some(timeout) = self.hello_timeout {
@@ -681,7 +697,11 @@ fn on_the_spawner<T: Send + 'static>(
 
 /// The system's refusal, with the limits that may be behind it.
 pub(crate) fn start_failed(name: &str, error: &io::Error) -> Error {
-    let failed = Error::new(START, "a process could not be started").at("process", name).because(error);
+    with_limits(Error::new(START, "a process could not be started").at("process", name).because(error), error)
+}
+
+/// Adds the limits that may be behind a refusal.
+pub(crate) fn with_limits(failed: Error, error: &io::Error) -> Error {
     let limit = |resource| sys::limit(resource).map_or("none".to_owned(), |limit| limit.to_string());
     match error.raw_os_error() {
         Some(libc::EAGAIN | libc::ENOMEM) => {
@@ -694,12 +714,12 @@ pub(crate) fn start_failed(name: &str, error: &io::Error) -> Error {
             ) {
                 failed = failed.at("threads in the control group", now.trim()).at("their limit", most.trim());
             }
-            failed.hint("use fewer workers, or raise the limit")
+            failed.hint("start fewer processes (ranks, workers), or raise the limit")
         }
         Some(libc::EMFILE | libc::ENFILE) => failed
             .at("open descriptors", open_descriptors())
             .at("their limit (`ulimit -n`)", limit(Resource::Descriptors))
-            .hint("use fewer workers, close files, or raise the limit"),
+            .hint("start fewer processes (ranks, workers), close files, or raise the limit"),
         _ => failed,
     }
 }

@@ -3,12 +3,13 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use crate::control::Held;
+use crate::lines::{self, Lines};
 use crate::supervise::Process;
 use crate::sys::{self, Wake};
 use crate::threads;
@@ -17,12 +18,14 @@ use crate::threads;
 pub(crate) struct Tail {
     name: String,
     forward: bool,
+    /// Held while lines are read and passed on, so that they stay in their order. Taken after [`WORKING`], never before.
+    passing: Mutex<()>,
     state: Mutex<State>,
 }
 
 struct State {
     pipe: Option<Held<File>>,
-    unfinished: Vec<u8>,
+    open: Lines,
     lines: VecDeque<String>,
 }
 
@@ -31,8 +34,13 @@ impl Tail {
     /// the name in front.
     pub(crate) fn start(name: &str, pipe: OwnedFd, forward: bool) -> io::Result<Arc<Self>> {
         let state =
-            State { pipe: Some(Held::new(pipe.into())), unfinished: Vec::new(), lines: VecDeque::new() };
-        let tail = Arc::new(Self { name: name.to_owned(), forward, state: Mutex::new(state) });
+            State { pipe: Some(Held::new(pipe.into())), open: Lines::default(), lines: VecDeque::new() };
+        let tail = Arc::new(Self {
+            name: name.to_owned(),
+            forward,
+            passing: Mutex::new(()),
+            state: Mutex::new(state),
+        });
         let janitor = Janitor::get()?;
         janitor.work().tails.push(Arc::downgrade(&tail));
         janitor.wake();
@@ -41,27 +49,34 @@ impl Tail {
 
     /// Reads what is there.
     pub(crate) fn drain(&self) {
+        let _passing = self.passing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let new = self.state().drain();
+        self.pass_on(&new);
+    }
+
+    fn pass_on(&self, lines: &[Vec<u8>]) {
         if self.forward {
-            let mut text = String::new();
-            for line in new {
-                text.extend(["[", &self.name, "] ", &line, "\n"]);
+            for line in lines {
+                let _ = lines::pass_on(Some(&self.name), line, io::stderr());
             }
-            let _ = io::stderr().write_all(text.as_bytes());
         }
     }
 
     /// The last lines, oldest first; of what has been read so far.
     pub(crate) fn lines(&self) -> Vec<String> {
         let state = self.state();
-        let unfinished = (!state.unfinished.is_empty()).then(|| text_of(&state.unfinished));
+        let unfinished = state.open.unfinished();
+        let unfinished = (!unfinished.is_empty()).then(|| text_of(unfinished));
         let skipped = (state.lines.len() + usize::from(unfinished.is_some())).saturating_sub(LINES);
         state.lines.iter().skip(skipped).cloned().chain(unfinished).collect()
     }
 
     /// Stops to read, and closes the pipe.
     pub(crate) fn close(&self) {
-        self.state().pipe = None;
+        let _passing = self.passing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let last = self.state().end();
+        self.pass_on(last.as_slice());
+        drop(_passing);
         if let Ok(janitor) = Janitor::get() {
             janitor.wake();
         }
@@ -74,50 +89,52 @@ impl Tail {
 
 /// How many lines are kept.
 const LINES: usize = 20;
-/// How many bytes of a line are kept.
-const LINE_BYTES: usize = 2048;
 
 impl State {
     /// Reads until the pipe is empty or a bound is reached; gives the lines that were finished.
-    fn drain(&mut self) -> Vec<String> {
+    fn drain(&mut self) -> Vec<Vec<u8>> {
         let mut new = Vec::new();
         let mut buffer = [0; 8192];
         // A process that writes without a pause must not keep us from the others.
         for _ in 0..64 {
             let Some(pipe) = &self.pipe else { break };
             match pipe.get().read(&mut buffer) {
-                Ok(0) => self.pipe = None,
+                Ok(0) => new.extend(self.end()),
                 Ok(count) => self.take(&buffer[..count], &mut new),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => self.pipe = None,
+                Err(_) => new.extend(self.end()),
             }
         }
         new
     }
 
-    fn take(&mut self, bytes: &[u8], new: &mut Vec<String>) {
-        for part in bytes.split_inclusive(|&byte| byte == b'\n') {
-            let (text, finished) = match part.split_last() {
-                Some((b'\n', text)) => (text, true),
-                _ => (part, false),
-            };
-            let room = LINE_BYTES.saturating_sub(self.unfinished.len());
-            self.unfinished.extend(&text[..text.len().min(room)]);
-            if finished {
-                let line = text_of(&std::mem::take(&mut self.unfinished));
-                self.lines.push_back(line.clone());
-                if self.lines.len() > LINES {
-                    self.lines.pop_front();
-                }
-                new.push(line);
-            }
-        }
+    fn take(&mut self, bytes: &[u8], new: &mut Vec<Vec<u8>>) {
+        let Self { open, lines, .. } = self;
+        open.push(bytes, |line| {
+            keep(lines, line);
+            new.push(line.to_vec());
+        });
+    }
+
+    /// Nothing comes any more; gives what was left without an end.
+    fn end(&mut self) -> Option<Vec<u8>> {
+        self.pipe = None;
+        let last = self.open.finish();
+        last.iter().for_each(|line| keep(&mut self.lines, line));
+        last
+    }
+}
+
+fn keep(lines: &mut VecDeque<String>, line: &[u8]) {
+    lines.push_back(text_of(line));
+    if lines.len() > LINES {
+        lines.pop_front();
     }
 }
 
 fn text_of(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).trim_end_matches('\r').to_owned()
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Held by the janitor whenever it does more than wait: whoever forks takes it, so that the new process finds no lock of
@@ -198,6 +215,8 @@ impl Janitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lines::LONGEST;
+    use std::io::Write as _;
     use std::time::Instant;
 
     #[test]
@@ -208,15 +227,15 @@ mod tests {
         for line in 0..50 {
             writeln!(write, "line {line}").unwrap();
         }
-        write.write_all(&[b'x'; 3 * LINE_BYTES]).unwrap();
+        write.write_all(&[b'x'; LONGEST]).unwrap();
         let deadline = sys::deadline(Duration::from_secs(10));
-        while tail.lines().last().is_none_or(|last| last.len() < LINE_BYTES) {
+        while tail.lines().last().is_none_or(|last| last.len() < LONGEST) {
             assert!(Instant::now() < deadline, "{:?}", tail.lines());
             std::thread::yield_now();
         }
         let lines = tail.lines();
         assert_eq!((lines.len(), lines[0].as_str(), lines[18].as_str()), (LINES, "line 31", "line 49"));
-        assert_eq!(lines[19].len(), LINE_BYTES);
+        assert_eq!(lines[19].len(), LONGEST);
         tail.close();
         while write.write(b"x").is_ok() {
             assert!(Instant::now() < deadline, "the reading end stays open");

@@ -49,27 +49,29 @@ pub(crate) fn kill(pid: i32, signal: i32) {
 }
 
 /// What the system limits.
-#[derive(Clone, Copy)]
-pub(crate) enum Resource {
-    /// Threads of this user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Resource {
+    /// Threads of this user (`ulimit -u`).
     Threads,
-    /// Open descriptors of this process.
+    /// Open descriptors of this process (`ulimit -n`).
     Descriptors,
-    /// Bytes in a file.
-    #[cfg(not(leyden_portable))]
+    /// Bytes in a file, shared memory among them (`ulimit -f`).
     FileSize,
+    /// Bytes of addresses of this process (`ulimit -v`).
+    Addresses,
 }
 
-/// The soft limit; `None` where there is none.
-pub(crate) fn limit(resource: Resource) -> Option<u64> {
+/// The soft limit of this process; `None` where there is none.
+pub fn limit(resource: Resource) -> Option<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit fills the struct.
     let result = unsafe {
         match resource {
             Resource::Threads => libc::getrlimit(libc::RLIMIT_NPROC, &mut limit),
             Resource::Descriptors => libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit),
-            #[cfg(not(leyden_portable))]
             Resource::FileSize => libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit),
+            Resource::Addresses => libc::getrlimit(libc::RLIMIT_AS, &mut limit),
         }
     };
     (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur as _)

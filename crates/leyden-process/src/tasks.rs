@@ -200,5 +200,5 @@ const WAITS: &str = crate::worker::WATCH;
 
 /// A line on stderr, which nobody need read.
 pub(crate) fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }

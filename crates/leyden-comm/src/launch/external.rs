@@ -6,15 +6,16 @@
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
+use leyden_process::watch::readable;
 use leyden_process::{Error, Result, entry};
 
-use crate::codes::{EXTERNAL_HOSTS, EXTERNAL_MISSING, EXTERNAL_REFUSED, EXTERNAL_SOCKET};
+use crate::codes::{EXTERNAL_HOSTS, EXTERNAL_MISSING, EXTERNAL_REFUSED, EXTERNAL_SOCKET, NOT_A_NUMBER};
 use crate::environment::Environment;
 use crate::world::World;
 
@@ -24,8 +25,7 @@ use crate::world::World;
 /// `D0216` if some are on other hosts; `D0217` if not all come in time, with those that are missing; `D0218` if rank 0
 /// refuses this one; `D0219` if the socket cannot be had. Those of a world that cannot be made.
 pub(crate) fn meet(environment: &Environment) -> Result<World> {
-    let told = std::env::var("LEYDEN_JOIN_TIMEOUT").ok().and_then(|seconds| seconds.parse().ok());
-    let patience = told.map_or(PATIENCE, Duration::from_secs);
+    let patience = patience()?;
     let (rank, size) = (environment.rank(), environment.world_size());
     if let Some(local) = environment.local_world_size().filter(|&local| local != size) {
         return Err(Error::new(EXTERNAL_HOSTS, "ranks on several hosts cannot be joined yet")
@@ -39,6 +39,19 @@ pub(crate) fn meet(environment: &Environment) -> Result<World> {
         0 => receive(&name, size, deadline, patience),
         _ => enter(&name, rank, size, deadline, patience),
     }
+}
+
+/// How long ranks wait for each other.
+fn patience() -> Result<Duration> {
+    let Some(told) = std::env::var_os("LEYDEN_JOIN_TIMEOUT").filter(|text| !text.is_empty()) else {
+        return Ok(PATIENCE);
+    };
+    let seconds = told.to_str().and_then(|text| text.trim().parse().ok());
+    seconds.map(Duration::from_secs).ok_or_else(|| {
+        Error::new(NOT_A_NUMBER, "the variable LEYDEN_JOIN_TIMEOUT is not a number of seconds")
+            .at("LEYDEN_JOIN_TIMEOUT", told.display())
+            .hint("set it to whole seconds, such as 60, or unset it")
+    })
 }
 
 /// The name of the socket: the same for all ranks of a run, and for no other run.
@@ -74,15 +87,44 @@ fn receive(name: &str, size: usize, deadline: Instant, patience: Duration) -> Re
     // Nobody is admitted twice; whoever was admitted and dies is noticed as any rank is.
     let mut admitted = vec![false; size];
     admitted[0] = true;
+    let mut callers: Vec<Caller> = Vec::new();
     while admitted.contains(&false) {
-        match listener.accept() {
-            Ok((peer, _)) => admit(&peer, &world, &mut admitted),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if Instant::now() >= deadline {
-                    return Err(missing(&world, &admitted, patience));
-                }
-                std::thread::sleep(LOOK);
+        wait(&listener, &callers, deadline);
+        if Instant::now() >= deadline {
+            return Err(missing(&world, &admitted, patience));
+        }
+        accept(&listener, &mut callers, size)?;
+        callers.retain_mut(|caller| match caller.listen() {
+            Heard::More => true,
+            Heard::Line => {
+                admit(&caller.peer, &caller.said, &world, &mut admitted);
+                false
             }
+        });
+    }
+    Ok(world)
+}
+
+/// Waits until somebody calls, or says something, or has said nothing for too long.
+fn wait(listener: &UnixListener, callers: &[Caller], deadline: Instant) {
+    let fds: Vec<BorrowedFd<'_>> =
+        std::iter::once(listener.as_fd()).chain(callers.iter().map(|caller| caller.peer.as_fd())).collect();
+    let until = callers.iter().map(|caller| caller.deadline).chain([deadline]).min().unwrap_or(deadline);
+    readable(&fds, until.saturating_duration_since(Instant::now()));
+}
+
+/// Takes who calls, at most a few at once, so that those are heard before they must make room for others.
+fn accept(listener: &UnixListener, callers: &mut Vec<Caller>, size: usize) -> Result<()> {
+    for _ in 0..STRANGERS {
+        match listener.accept() {
+            Ok((peer, _)) => {
+                peer.set_nonblocking(true)?;
+                if callers.len() >= size + STRANGERS {
+                    callers.remove(0);
+                }
+                callers.push(Caller { peer, said: Vec::new(), deadline: Instant::now() + SILENCE });
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) => {
                 return Err(
                     Error::new(EXTERNAL_SOCKET, "rank 0 cannot be found by the others").because(&error)
@@ -90,12 +132,44 @@ fn receive(name: &str, size: usize, deadline: Instant, patience: Duration) -> Re
             }
         }
     }
-    Ok(world)
+    Ok(())
+}
+
+/// Somebody who may want to join, and what it has said so far.
+struct Caller {
+    peer: UnixStream,
+    said: Vec<u8>,
+    deadline: Instant,
+}
+
+enum Heard {
+    /// It may have more to say.
+    More,
+    /// All that it will.
+    Line,
+}
+
+impl Caller {
+    fn listen(&mut self) -> Heard {
+        let mut buffer = [0; LONGEST];
+        while self.said.len() < LONGEST && !self.said.contains(&b'\n') {
+            match self.peer.read(&mut buffer) {
+                Ok(0) => return Heard::Line,
+                Ok(count) => self.said.extend(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < self.deadline => {
+                    return Heard::More;
+                }
+                Err(_) => return Heard::Line,
+            }
+        }
+        Heard::Line
+    }
 }
 
 /// Answers one that wants to join: where the memory is, or why not.
-fn admit(peer: &UnixStream, world: &World, admitted: &mut [bool]) {
-    let answer = match read_line(peer).as_deref().map(Call::parse) {
+fn admit(peer: &UnixStream, said: &[u8], world: &World, admitted: &mut [bool]) {
+    let answer = match std::str::from_utf8(said).ok().map(Call::parse) {
         Some(Some(call)) => match call.refused(admitted) {
             None => {
                 admitted[call.rank] = true;
@@ -201,15 +275,20 @@ fn build() -> String {
 
 /// A short line; nothing if it does not come soon.
 fn read_line(peer: &UnixStream) -> Option<String> {
-    peer.set_nonblocking(false).ok()?;
-    peer.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    peer.set_read_timeout(Some(SILENCE)).ok()?;
     let mut line = String::new();
-    BufReader::new(peer.take(1024)).read_line(&mut line).ok()?;
+    BufReader::new(peer.take(LONGEST as u64)).read_line(&mut line).ok()?;
     Some(line)
 }
 
 /// How long ranks wait for each other, unless `LEYDEN_JOIN_TIMEOUT` says how many seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long somebody who calls has to say who it is: a rank does so at once.
+const SILENCE: Duration = Duration::from_secs(2);
+/// How much it may say.
+const LONGEST: usize = 1024;
+/// For how many who are no ranks there is room beside the ranks. The one that has waited longest makes room for the next.
+const STRANGERS: usize = 64;
 /// How often to look whether something has happened.
 const LOOK: Duration = Duration::from_millis(5);
 

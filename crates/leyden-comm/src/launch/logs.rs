@@ -1,11 +1,17 @@
-//! Where what ranks above 0 print goes.
+//! Where what ranks above 0 print goes: through a pipe each to the supervisor, which writes it to files. A rank whose stdout were
+//! the file itself would die of a full disk, by the panic of `println!`.
 
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
 
-use leyden_process::{Error, Result};
+use leyden_process::lines::say;
+use leyden_process::watch::readable;
+use leyden_process::{Error, Result, threads};
 use serde::{Deserialize, Serialize};
 
 use crate::codes::LAUNCH_LOGS;
@@ -41,6 +47,12 @@ impl Logs {
         self.folder.join(format!("rank-{rank}.log"))
     }
 
+    /// The file of a rank that has printed something.
+    pub(super) fn printed(&self, rank: usize) -> Option<PathBuf> {
+        let file = self.of(rank);
+        fs::metadata(&file).is_ok_and(|data| data.len() > 0).then_some(file)
+    }
+
     /// Removes what is temporary and of no use. Whether something is left that somebody should be told of.
     pub(super) fn put_away(&self, failed: bool) -> bool {
         if !self.temporary {
@@ -53,6 +65,73 @@ impl Logs {
             let _ = fs::remove_dir_all(&self.folder);
         }
         kept
+    }
+}
+
+/// What writes the logs: ends when all ranks have closed their pipes.
+pub(super) struct Writing(Receiver<()>);
+
+impl Writing {
+    /// Makes the files of ranks from 1 on and begins to write; gives what is to be the ranks' stdout.
+    pub(super) fn start(logs: &Logs, size: usize) -> Result<(Self, Vec<PipeWriter>)> {
+        let open = |rank| {
+            let path = logs.of(rank);
+            let failed = |error: io::Error| refused(&path, &error);
+            let (pipe, stdout) = io::pipe().map_err(failed)?;
+            let file = Some(File::create(&path).map_err(failed)?);
+            Ok((Log { rank, path, pipe, file }, stdout))
+        };
+        let (logs, stdouts): (Vec<Log>, Vec<PipeWriter>) =
+            (1..size).map(open).collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let (ends, ended) = mpsc::channel();
+        threads::start("leyden-logs", move || {
+            write(logs);
+            drop(ends);
+        })?;
+        Ok((Self(ended), stdouts))
+    }
+
+    /// Waits until all has been written. What a rank has started may hold its pipe: not for ever.
+    pub(super) fn finish(&self) {
+        const LAST_LINES: Duration = Duration::from_secs(1);
+        // It sends nothing, and hangs up when it ends.
+        let _ = self.0.recv_timeout(LAST_LINES);
+    }
+}
+
+struct Log {
+    rank: usize,
+    path: PathBuf,
+    pipe: PipeReader,
+    /// `None` once it cannot be written.
+    file: Option<File>,
+}
+
+fn write(mut logs: Vec<Log>) {
+    /// Something always wakes it.
+    const LOOK: Duration = Duration::from_secs(60);
+    let mut buffer = vec![0; 64 << 10];
+    while !logs.is_empty() {
+        let pipes: Vec<_> = logs.iter().map(|log| log.pipe.as_fd()).collect();
+        let mut ready = readable(&pipes, LOOK).into_iter();
+        logs.retain_mut(|log| !ready.next().unwrap_or(false) || log.take(&mut buffer));
+    }
+}
+
+impl Log {
+    /// Writes what has come; whether more may come.
+    fn take(&mut self, buffer: &mut [u8]) -> bool {
+        let count = match self.pipe.read(buffer) {
+            Ok(0) => return false,
+            Ok(count) => count,
+            Err(error) => return error.kind() == ErrorKind::Interrupted,
+        };
+        if let Some(error) = self.file.as_mut().and_then(|file| file.write_all(&buffer[..count]).err()) {
+            self.file = None;
+            let (rank, path) = (self.rank, self.path.display());
+            say(&format!("what rank {rank} prints is lost from here on: {path} cannot be written: {error}"));
+        }
+        true
     }
 }
 

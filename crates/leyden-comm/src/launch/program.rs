@@ -9,25 +9,29 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use leyden_process::entry::{self, Role};
+use leyden_process::lines::say;
 use leyden_process::spawn::{Child, Job, Parent, Received, SpawnOptions};
 use leyden_process::supervise::Ended;
 use leyden_process::watch::{Watched, readable};
 use leyden_process::{Error, Result, exit, rank, signal, threads};
 use serde::{Deserialize, Serialize};
 
-use super::external;
 use super::logs::Logs;
 use super::supervisor::{self, Order};
+use super::{expect_descriptors, external};
 use crate::codes::{LAUNCH_ELSEWHERE, LAUNCH_IN_WORKER, LAUNCH_OTHER_SIZE, LAUNCH_START, UNWATCHED};
 use crate::environment::{Environment, Launcher};
 use crate::rank::Rank;
 use crate::world::World;
 
-/// How to launch.
+/// How to launch: `launch::world_with(4, &LaunchOptions { folder: Some("logs".into()), ..Default::default() })`. Each has a
+/// default that a first program need not change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaunchOptions {
-    /// Where what ranks above 0 print goes: to `rank-1.log` and so on in this folder, which is made. By default a temporary
-    /// folder, which is removed after success; after a failure it is named, unless nothing was printed.
+    /// Where what ranks above 0 print to stdout goes: to `rank-1.log` and so on in this folder, which is made. By default a
+    /// temporary folder (in `TMPDIR`, or `/tmp`), which is removed after success; after a failure it is named, unless nothing
+    /// was printed. Where the disk is full the rest is lost, which is said once for each rank, and the ranks go on. (torchrun:
+    /// `--log-dir`, `--redirects`.)
     pub folder: Option<PathBuf>,
     /// How long the other ranks may go on once one has failed, or once rank 0 has returned from `main`; then they are
     /// ended. 5 s by default: enough to save something, and no time to be forgotten.
@@ -53,7 +57,9 @@ impl Default for LaunchOptions {
 /// it ends them; rank 0 only if it holds its [`Rank`] still. When rank 0 returns from `main`, or calls
 /// [`std::process::exit`], it waits for the others, which have the grace then. The program's exit code is that of rank 0;
 /// but if it is 0 and another rank has failed, 102. SIGINT and SIGTERM of rank 0 reach the others too; the second one ends
-/// them at once.
+/// them at once. Handlers of the program's own (`sigaction`, the crate `ctrlc`) are called as ever and change nothing of
+/// that, but for the first 250 ms of one that is installed after this call. A program that takes signals without a handler
+/// (`sigwait`, `signalfd`) must end itself: the others have their grace then.
 ///
 /// The processor's cores are divided among the ranks: [`WorldHandle::threads`] says how many each has. Nothing is set in the
 /// environment: whoever starts threads asks.
@@ -79,7 +85,7 @@ impl Default for LaunchOptions {
 ///
 /// `D0101` if there cannot be that many ranks; `D0201` from another thread than that of `main`, and in a test, whose harness
 /// would be what is started again: [`spawn`](super::spawn) works there; `D0202` if the world has another size; `D0203` in a
-/// worker; `D0204` if the ranks could not be started; `D0205` if there is no place for their logs; `D0110` in a rank whose
+/// worker; `D0204` if the ranks could not be started; `D0205` if there is no place for their logs; `D0206` if too few descriptors may be open; `D0110` in a rank whose
 /// supervisor is gone. Under a launcher also those of [`Environment::detect`]; `D0216` if ranks are on other hosts, `D0217` if
 /// not all come, `D0218` if rank 0 refuses this one, `D0219` if another process is rank 0 of this run. `P0102`, `P0103` where no process can be started: see [`entry::preflight`].
 pub fn world(size: usize) -> Result<&'static WorldHandle> {
@@ -196,7 +202,9 @@ impl WorldHandle {
     }
 
     /// How many threads each rank should compute with: `RAYON_NUM_THREADS` if that is set, as a user's word; else its share
-    /// of the cores that this process may use, at least 1.
+    /// of the cores that this process may use, at least 1. It sets nothing: give it to whatever computes (of Rayon
+    /// `ThreadPoolBuilder::num_threads`), which would else start a thread for each core on each rank. (torchrun sets
+    /// `OMP_NUM_THREADS=1`.)
     pub fn threads(&self) -> usize {
         let told = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.trim().parse().ok());
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -268,6 +276,7 @@ fn launch(size: usize, options: &LaunchOptions) -> Result<WorldHandle> {
     if size == 1 {
         return Ok(WorldHandle { world, rank: 0, logs: None, joined: Mutex::new(0), starter: None });
     }
+    expect_descriptors(size, supervisor::DESCRIPTORS + supervisor::DESCRIPTORS_EACH * (size - 1))?;
     let logs = Logs::make(options.folder.as_deref())?;
     let started = start(&world, options.grace, &logs);
     if started.is_err() {
@@ -388,10 +397,11 @@ struct Attendant {
 
 impl Attendant {
     fn run(mut self) {
-        /// Something always wakes it; where the kernel has no pidfds, the end of the socket.
-        const LOOK: Duration = Duration::from_secs(60);
+        /// All else wakes it; nobody tells of a handler that was installed over the relay's.
+        const LOOK: Duration = Duration::from_millis(250);
         let mut said = false;
         let failed = loop {
+            signal::keep_relay();
             let control = self.supervisor.control_fd();
             let mut fds = vec![control, self.signals.as_fd(), self.woken.as_fd()];
             fds.extend(self.supervisor.pidfd());
@@ -449,10 +459,10 @@ impl Attendant {
         let error = Error::new(UNWATCHED, "the process that watches the ranks is gone")
             .at("rank", 0)
             .at("the supervisor", cause);
-        let error = match self.logs.put_away(true) {
-            true => error.at("what the ranks printed", self.logs.folder.display()),
-            false => error,
-        };
+        // Those that wait notice the end themselves, in words of their own.
+        if self.logs.put_away(true) {
+            say(&format!("what the ranks printed is in {}", self.logs.folder.display()));
+        }
         let error = error.why("the other ranks have ended with it");
         self.world.poison(&error.hint("start the program again; `dmesg` says whether memory had run out"));
     }

@@ -2,12 +2,11 @@
 //! rank, never reaches `main`, and outlives rank 0 by as long as it takes to end the others.
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use leyden_process::lines::say;
 use leyden_process::signal::Signal;
 use leyden_process::spawn::{Child, Parent, Received, SpawnOptions};
 use leyden_process::supervise::{Cause, stop_all};
@@ -15,10 +14,15 @@ use leyden_process::watch::{Watched, readable};
 use leyden_process::{Error, Result, exit, rank, tombstone};
 use serde::{Deserialize, Serialize};
 
-use super::logs::{Logs, refused};
+use super::logs::{Logs, Writing};
 use super::program::{HandedOver, Report, Word};
 use crate::codes::{DIED, LAUNCH_START};
 use crate::world::{State, World};
+
+/// How many descriptors it needs itself, and for each rank that it starts: a control socket, stderr, stdout with its other end
+/// until all run, the log, the process.
+pub(super) const DESCRIPTORS: usize = 12;
+pub(super) const DESCRIPTORS_EACH: usize = 6;
 
 /// What it is to do.
 #[derive(Serialize, Deserialize)]
@@ -36,8 +40,8 @@ pub(super) fn supervise(order: Order, mut program: Parent) -> Result<()> {
     let world = Arc::new(World::open(memory)?);
     let zero = Watched::from_fd(zero)?;
     tombstone::hold(Arc::clone(&world), |world| world.supervisor())?;
-    let ranks = start(&world, &order)?;
-    say(&program, Report::Started);
+    let (ranks, writing) = start(&world, &order)?;
+    report(&program, Report::Started);
     Supervisor {
         world,
         order,
@@ -45,6 +49,7 @@ pub(super) fn supervise(order: Order, mut program: Parent) -> Result<()> {
         zero: Zero::Runs,
         process: zero,
         ranks,
+        writing,
         deadline: None,
         announce: None,
         poison: None,
@@ -56,22 +61,19 @@ pub(super) fn supervise(order: Order, mut program: Parent) -> Result<()> {
 }
 
 /// Starts all ranks but rank 0.
-fn start(world: &World, order: &Order) -> Result<Vec<(usize, Child)>> {
-    let ranks = (1..world.size()).map(|number| {
-        let path = order.logs.of(number);
-        let log = File::create(&path).map_err(|error| refused(&path, &error))?;
-        let options = SpawnOptions {
-            fds: vec![world.fd()],
-            stdout: Some(log.as_fd()),
-            ..SpawnOptions::named(format!("rank {number}"))
-        };
-        let failed = |error: Error| error.at("rank", number);
-        let child = rank::start(&options).map_err(failed)?;
-        let told = HandedOver { rank: number, logs: order.logs.folder.clone() };
-        child.send(&postcard::to_allocvec(&told)?).map_err(failed)?;
-        Ok((number, child))
+fn start(world: &World, order: &Order) -> Result<(Vec<(usize, Child)>, Writing)> {
+    let (writing, stdouts) = Writing::start(&order.logs, world.size())?;
+    let options = stdouts.iter().zip(1..).map(|(stdout, number): (_, usize)| SpawnOptions {
+        fds: vec![world.fd()],
+        stdout: Some(stdout.as_fd()),
+        ..SpawnOptions::named(format!("rank {number}"))
     });
-    ranks.collect()
+    let ranks = rank::start_all(&options.collect::<Vec<_>>())?;
+    for (child, number) in ranks.iter().zip(1..) {
+        let told = HandedOver { rank: number, logs: order.logs.folder.clone() };
+        child.send(&postcard::to_allocvec(&told)?).map_err(|error| error.at("rank", number))?;
+    }
+    Ok((ranks.into_iter().enumerate().map(|(index, child)| (index + 1, child)).collect(), writing))
 }
 
 struct Supervisor {
@@ -82,6 +84,7 @@ struct Supervisor {
     process: Watched,
     /// Those that have not ended.
     ranks: Vec<(usize, Child)>,
+    writing: Writing,
     /// When those that still run are ended.
     deadline: Option<Instant>,
     /// When to say so, if they still run then.
@@ -114,7 +117,7 @@ impl Supervisor {
             self.look_at_zero();
             if self.ranks.is_empty() {
                 match self.zero {
-                    Zero::Leaves => break say(&self.program, Report::Over { failed: self.failed }),
+                    Zero::Leaves => break report(&self.program, Report::Over { failed: self.failed }),
                     Zero::Ended => break,
                     // It is the last one, and has nobody to wait for.
                     Zero::Runs | Zero::Terminated => {}
@@ -124,7 +127,7 @@ impl Supervisor {
             if let Some((_, line)) = self.announce.take_if(|(when, _)| *when <= now)
                 && !(self.ranks.is_empty() && self.zero == Zero::Ended)
             {
-                tell(&line);
+                say(&line);
             }
             if let Some((_, error)) = self.poison.take_if(|(when, _)| *when <= now) {
                 self.world.poison(&error);
@@ -190,6 +193,7 @@ impl Supervisor {
         }
         let cause = self.process.wait(Duration::from_secs(1)).unwrap_or(Cause::Unknown);
         let words = in_words(cause);
+        self.say_if_late(cause, &format!("rank 0 {words}"));
         self.world.tell_end(0, false, &words);
         self.fail(0, &words, &[]);
         let signal = match cause {
@@ -230,13 +234,23 @@ impl Supervisor {
         let clean = cause == Cause::Exited(exit::OK.into());
         let mut words = in_words(cause);
         let last = self.report(number, &words);
-        for line in stderr {
+        self.say_if_late(cause, &last);
+        for line in stderr.iter().skip_while(|line| line.is_empty()) {
             let _ = write!(words, "\n{line}");
         }
         self.world.tell_end(number, clean, &words);
         if !clean {
             self.fail(number, &in_words(cause), stderr);
             self.begin_grace(last);
+        }
+    }
+
+    /// The kernel tells how a process was killed when it has freed its memory. Those that wait for it may have given up before,
+    /// without the cause.
+    fn say_if_late(&self, cause: Cause, line: &str) {
+        let killed = matches!(cause, Cause::Signalled { .. } | Cause::OutOfMemory);
+        if killed && self.signals == 0 && !self.world.is_calm() {
+            say(line);
         }
     }
 
@@ -256,7 +270,10 @@ impl Supervisor {
     }
 
     fn report(&self, number: usize, words: &str) -> String {
-        format!("rank {number} {words} (what it printed: {})", self.order.logs.of(number).display())
+        match self.order.logs.printed(number) {
+            Some(log) => format!("rank {number} {words} (what it printed: {})", log.display()),
+            None => format!("rank {number} {words}"),
+        }
     }
 
     /// From the first failure on, or the program's end, the others have so long.
@@ -298,7 +315,7 @@ impl Supervisor {
             self.failed = true;
             let list: Vec<String> = numbers.iter().map(ToString::to_string).collect();
             let why = if at_once { "by the second signal" } else { "after their grace" };
-            tell(&format!("ended {why}: rank {}", list.join(", ")));
+            say(&format!("ended {why}: rank {}", list.join(", ")));
             let ends = stop_all(children, if at_once { Duration::ZERO } else { LADDER });
             for (number, end) in numbers.into_iter().zip(ends) {
                 self.world.tell_end(number, false, &format!("{} (ended {why})", in_words(end.cause)));
@@ -307,7 +324,7 @@ impl Supervisor {
         // A program that holds its rank still has not noticed that the world has failed: it computes, or hangs.
         match self.zero {
             Zero::Runs if self.failed && self.world.state(0) == State::Present => {
-                tell("rank 0 has not ended either, and is sent SIGTERM");
+                say("rank 0 has not ended either, and is sent SIGTERM");
                 self.process.terminate();
                 self.zero = Zero::Terminated;
                 self.deadline = Some(Instant::now() + MORE);
@@ -318,8 +335,9 @@ impl Supervisor {
     }
 
     fn clear_up(&self) {
+        self.writing.finish();
         if self.order.logs.put_away(self.failed) {
-            tell(&format!("what the ranks printed is in {}", self.order.logs.folder.display()));
+            say(&format!("what the ranks printed is in {}", self.order.logs.folder.display()));
         }
     }
 }
@@ -334,12 +352,7 @@ fn in_words(cause: Cause) -> String {
 }
 
 /// If rank 0 is gone, nobody need know.
-fn say(program: &Parent, report: Report) {
+fn report(program: &Parent, report: Report) {
     let bytes = postcard::to_allocvec(&report).expect("a number always serialises");
     let _ = program.send(&bytes);
-}
-
-/// Says so on the program's stderr, which may be gone.
-fn tell(line: &str) {
-    let _ = writeln!(std::io::stderr(), "leyden: {line}");
 }

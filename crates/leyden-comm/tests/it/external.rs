@@ -1,7 +1,10 @@
 //! Ranks that something else has started: by hand, by the real torchrun, by the real mpirun.
 
+use std::io::Write as _;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// The example `joined`, without what launchers have set for the test itself.
@@ -12,17 +15,19 @@ fn joined() -> PathBuf {
     program
 }
 
+/// Starts one rank of a run.
+fn start(run: &str, rank: usize, size: usize, patience: &str) -> Child {
+    let mut command = Command::new(joined());
+    command.env("RANK", rank.to_string()).env("WORLD_SIZE", size.to_string());
+    command.env("TORCHELASTIC_RUN_ID", format!("{run}-{}", std::process::id()));
+    command.env("LEYDEN_JOIN_TIMEOUT", patience).env("RUST_BACKTRACE", "0");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
 /// Runs one process for each pair of a rank and a number of ranks, of one run, and gives what became of each.
 fn by_hand(run: &str, ranks: &[(usize, usize)]) -> Vec<Output> {
-    let start = |(rank, size): &(usize, usize)| {
-        let mut command = Command::new(joined());
-        command.env("RANK", rank.to_string()).env("WORLD_SIZE", size.to_string());
-        command.env("TORCHELASTIC_RUN_ID", format!("{run}-{}", std::process::id()));
-        command.env("LEYDEN_JOIN_TIMEOUT", "2").env("RUST_BACKTRACE", "0");
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    };
     let began = Instant::now();
-    let children: Vec<_> = ranks.iter().map(start).collect();
+    let children: Vec<_> = ranks.iter().map(|&(rank, size)| start(run, rank, size, "2")).collect();
     let outputs = children.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
     assert!(began.elapsed() < Duration::from_secs(20));
     outputs
@@ -70,6 +75,51 @@ fn a_rank_with_other_numbers_is_refused_with_the_reason() {
     let outputs = by_hand("again", &[(0, 3), (1, 3), (1, 3)]);
     let failed: Vec<_> = outputs.iter().map(stderr).collect();
     assert!(failed.iter().any(|text| text.contains("another process is rank 1")), "{failed:?}");
+}
+
+#[test]
+fn a_patience_that_is_no_number_is_refused() {
+    let output = start("patience", 0, 2, "soon").wait_with_output().unwrap();
+    let text = stderr(&output);
+    assert!(text.contains("D0301") && text.contains("LEYDEN_JOIN_TIMEOUT  soon"), "{text}");
+}
+
+#[test]
+fn strangers_at_the_door_hold_nobody_up() {
+    let began = Instant::now();
+    let mut ranks = vec![start("crowd", 0, 3, "30")];
+    let run = format!("crowd-{}", std::process::id());
+    let name = loop {
+        let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+        if let Some(name) =
+            sockets.split_whitespace().find(|word| word.starts_with('@') && word.ends_with(&run))
+        {
+            break name[1..].to_owned();
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "rank 0 does not listen");
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    let address = SocketAddr::from_abstract_name(name).unwrap();
+    // More than there is room for, silent or talking nonsense.
+    let strangers: Vec<UnixStream> = (0..200)
+        .map(|number| {
+            let mut stranger = UnixStream::connect_addr(&address).unwrap();
+            if number % 3 == 1 {
+                // It may have had to make room already.
+                let _ = stranger.write_all(&b"nonsense ".repeat(number));
+            }
+            stranger
+        })
+        .collect();
+    let met = Instant::now();
+    ranks.extend([start("crowd", 1, 3, "30"), start("crowd", 2, 3, "30")]);
+    for rank in ranks {
+        let output = rank.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    // One after the other they would have taken more than two minutes.
+    assert!(met.elapsed() < Duration::from_secs(15), "{:?}", met.elapsed());
+    drop(strangers);
 }
 
 #[test]

@@ -232,6 +232,21 @@ fn what_ranks_print_is_in_the_folder_that_was_asked_for() {
 }
 
 #[test]
+fn a_full_disk_for_what_ranks_print_is_said_and_stops_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    for rank in 1..3 {
+        std::os::unix::fs::symlink("/dev/full", folder.path().join(format!("rank-{rank}.log"))).unwrap();
+    }
+    let ended = run(&format!("ranks logs {}", folder.path().display()));
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    for rank in 1..3 {
+        let line = format!("leyden: what rank {rank} prints is lost from here on: ");
+        assert_eq!(ended.stderr.matches(&line).count(), 1, "{}", ended.stderr);
+    }
+    assert!(ended.stderr.contains("No space left on device"), "{}", ended.stderr);
+}
+
+#[test]
 fn a_folder_that_cannot_be_made_is_named() {
     run("ranks logs /dev/null/x").expect(1, "", &["error[D0205]", "/dev/null/x", "LaunchOptions::folder"]);
 }
@@ -350,6 +365,45 @@ fn a_signal_reaches_all_ranks_whether_or_not_they_listen() {
         }
         assert!(ended.took < Duration::from_secs(4), "{words} {signal}: {:?}", ended.took);
     }
+}
+
+#[test]
+fn a_signal_reaches_all_ranks_also_where_the_program_has_a_handler_of_its_own() {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let mut program = Program::start("ranks wait-for-signal-with-a-foreign-handler");
+        program.wait_until_ready();
+        program.signal(program.child.id() as i32, signal);
+        let ended = program.end();
+        assert_eq!(ended.status.code(), Some(130), "{signal}: {}", ended.stderr);
+        for rank in ["rank 0", "[rank 1] rank 1", "[rank 2] rank 2"] {
+            assert!(ended.stderr.contains(&format!("{rank} got it\n")), "{signal}: {}", ended.stderr);
+        }
+        assert!(ended.took < Duration::from_secs(4), "{signal}: {:?}", ended.took);
+    }
+}
+
+#[test]
+fn lines_of_ranks_that_print_at_once_are_whole_and_in_order() {
+    const LINES: usize = 10_000;
+    let ended = run(&format!("ranks print {LINES}"));
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    let mut next = [0; 4];
+    let mut others = Vec::new();
+    for line in ended.stderr.lines() {
+        let rank = (0..4).find(|rank| {
+            let name = if *rank == 0 { String::new() } else { format!("[rank {rank}] ") };
+            line == format!("{name}rank {rank} line {} of {LINES}", next[*rank])
+        });
+        match rank {
+            Some(rank) => next[rank] += 1,
+            None => others.push(line.trim_start_matches("[rank 3] ")),
+        }
+    }
+    assert_eq!(next, [LINES; 4], "{others:?}");
+    let (last, long) = others.split_last().unwrap();
+    assert_eq!(*last, "no end");
+    let long: Vec<&str> = long.iter().map(|piece| piece.trim_end_matches('…')).collect();
+    assert_eq!((long.len(), long.concat()), (5, "x".repeat(10_000)));
 }
 
 #[test]
