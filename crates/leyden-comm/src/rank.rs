@@ -70,6 +70,8 @@ pub struct RankZero(());
 /// A group as this rank sees it.
 pub(crate) struct Members {
     pub(crate) ranks: Vec<usize>,
+    /// Whether this rank is one of them.
+    pub(crate) ours: bool,
     /// Collectives begun, and arrivals made.
     pub(crate) seq: u64,
     pub(crate) tick: u32,
@@ -114,7 +116,7 @@ impl Rank {
     fn new(world: Arc<World>, rank: usize, times: u32) -> Self {
         let size = world.size();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let groups = vec![Members { ranks: (0..size).collect(), seq: 0, tick: 0 }];
+        let groups = vec![Members { ranks: (0..size).collect(), ours: true, seq: 0, tick: 0 }];
         // A spin that is longer than a peer needs on a core of its own only keeps it from its core.
         let spins = if size <= cores { 20_000 } else { 50 };
         let sites = Sites::default();
@@ -394,7 +396,8 @@ impl Rank {
         call.meet()?;
         // All write the same.
         self.world.set_members(number, &members);
-        self.groups.push(Members { ranks: members, seq: 0, tick: 0 });
+        let ours = members.contains(&self.rank);
+        self.groups.push(Members { ranks: members, ours, seq: 0, tick: 0 });
         Ok(Group(number as u8))
     }
 
@@ -440,8 +443,7 @@ impl Rank {
             return Err(error);
         }
         let number = usize::from(group.0);
-        let here = self.groups.get(number).is_some_and(|group| group.ranks.contains(&self.rank));
-        if !here {
+        if !self.groups.get(number).is_some_and(|group| group.ours) {
             return Err(Error::new(ARGUMENT, "a rank is not in the group of its collective")
                 .at("rank", self.rank)
                 .at("group", number)
@@ -451,7 +453,7 @@ impl Rank {
         let members = &mut self.groups[number];
         members.seq += 1;
         let packed = agreed.pack();
-        self.world.write_record(self.rank, number, members.seq, packed, site, now());
+        self.world.write_record(self.rank, number, members.seq, packed, site);
         Ok(Call { rank: self, group: number, agreed: packed, compared: false })
     }
 }
@@ -477,19 +479,24 @@ impl fmt::Debug for Rank {
 #[derive(Default)]
 struct Sites {
     numbers: HashMap<(usize, String), u32>,
-    /// The last one without a label, which most are.
-    last: Option<(usize, u32)>,
+    /// Some of them, found by comparison alone: a step's collectives are those of the step before.
+    recent: [Option<(usize, String, u32)>; RECENT],
     count: u32,
 }
 
 impl Sites {
     fn number(&mut self, world: &World, rank: usize, place: &'static Location<'static>, label: &str) -> u32 {
         let address = std::ptr::from_ref(place).addr();
-        if let Some((last, number)) = self.last
-            && last == address
-            && label.is_empty()
+        let bytes = label.as_bytes();
+        let mix = bytes.len() + usize::from(bytes.last().copied().unwrap_or(0));
+        let slot = (address / align_of::<Location>() + mix) % RECENT;
+        if let Some((known, text, number)) = &self.recent[slot]
+            && *known == address
+            // Comparing nothing with nothing is slow where a masked load is given an address that is none.
+            && text.len() == label.len()
+            && (label.is_empty() || text == label)
         {
-            return number;
+            return *number;
         }
         let number = match self.numbers.get(&(address, label.to_owned())) {
             Some(&number) => number,
@@ -497,6 +504,7 @@ impl Sites {
                 // The oldest makes room: labels may be made up anew in each step.
                 if self.count == SITES {
                     self.numbers.clear();
+                    self.recent = Default::default();
                     self.count = 0;
                 }
                 self.count += 1;
@@ -507,12 +515,13 @@ impl Sites {
                 self.count
             }
         };
-        if label.is_empty() {
-            self.last = Some((address, number));
-        }
+        self.recent[slot] = Some((address, label.to_owned(), number));
         number
     }
 }
+
+/// How many call sites are found by comparison.
+const RECENT: usize = 32;
 
 /// How long [`Rank::on_rank_zero`] may take.
 const RANK_ZERO: Duration = Duration::from_secs(30 * 60);
