@@ -32,6 +32,11 @@ impl Segment {
         Self { map, own }
     }
 
+    /// The size of all ranges together.
+    pub fn bytes(&self) -> usize {
+        self.map.bytes()
+    }
+
     /// This process's own range.
     pub fn own(&self) -> &[u8] {
         // SAFETY: the range lies in the mapping, which lives as long as `self` and which `new` took whole, so that nothing
