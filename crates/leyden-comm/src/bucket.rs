@@ -177,25 +177,27 @@ impl Call<'_> {
         self.meet()?;
         let (own, ranks) = (self.rank.rank(), self.rank.world_size());
         let stride = segment.bytes() / ranks;
-        let others = || (0..ranks).filter(|&peer| peer != own);
         let mine = Slices::of::<T>(len, ranks).range(own);
+        if ranks == 2 {
+            let place = mine.start * size_of::<T>();
+            let theirs = (1 - own) * stride + place;
+            reduce_two::<T>(op, Both { segment, place, theirs, count: mine.len() }, own == 0);
+            return self.meet();
+        }
         let mut partials = Vec::new();
         for start in mine.clone().step_by(BLOCK) {
             let count = BLOCK.min(mine.end - start);
             let (place, bytes) = (start * size_of::<T>(), count * size_of::<T>());
-            if ranks == 2 {
-                let theirs = (1 - own) * stride + place;
-                reduce_two::<T>(op, OwnAndTheirs { segment, place, theirs, count }, own == 0);
-            } else {
-                partials.resize(count, T::Partial::default());
-                for peer in 0..ranks {
-                    let all = (&mut partials[..], Part { segment, offset: peer * stride + place });
-                    if peer == 0 { widen::<T>(all) } else { fold::<T>(op, all) }
-                }
-                let results = &mut segment.own_mut()[place..place + bytes];
-                finish::<T>(op, &partials, bytemuck::cast_slice_mut(results), ranks);
+            partials.resize(count, T::Partial::default());
+            for peer in 0..ranks {
+                let all = (&mut partials[..], Part { segment, offset: peer * stride + place });
+                if peer == 0 { widen::<T>(all) } else { fold::<T>(op, all) }
             }
-            others().for_each(|peer| segment.copy_own(place, peer * stride + place, bytes));
+            let results = &mut segment.own_mut()[place..place + bytes];
+            finish::<T>(op, &partials, bytemuck::cast_slice_mut(results), ranks);
+            for peer in (0..ranks).filter(|&peer| peer != own) {
+                segment.copy_own(place, peer * stride + place, bytes);
+            }
         }
         self.meet()
     }
@@ -240,17 +242,17 @@ fn too_large(needed: fmt::Arguments<'_>) -> Error {
         .hint("use smaller buckets, fewer ranks on this host, or raise its memory limit")
 }
 
-/// Own numbers, each with the one at its place in another part.
-struct OwnAndTheirs<'a> {
+/// Own numbers, each with the one at its place in another part, and results for both.
+struct Both<'a> {
     segment: &'a mut Segment,
     place: usize,
     theirs: usize,
     count: usize,
 }
 
-impl<T: Element> Pairs<T, T> for OwnAndTheirs<'_> {
+impl<T: Element> Pairs<T, T> for Both<'_> {
     fn each(self, f: impl Fn(&mut T, T)) {
-        self.segment.fold_own(self.place, self.theirs, self.count, f);
+        self.segment.fold_both(self.place, self.theirs, self.count, f);
     }
 }
 

@@ -3,7 +3,7 @@
 //! Each word has one writer, but for those that say so. A rank announces a collective by writing its record and then
 //! its arrival, and reads another's record once it has seen that one's arrival. Records and windows are used in turn:
 //! what belongs to one arrival is written over only after all have made the next one, and whoever makes it has read
-//! all that it needs of the one before.
+//! all that it needs of the one before. (Of two ranks, the one that reads a window is also the next to write to it.)
 
 use std::cmp;
 use std::fmt;

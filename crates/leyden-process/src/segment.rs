@@ -11,7 +11,7 @@ use crate::memory::{Map, Memory};
 ///
 /// Whoever shares it keeps this protocol: between two meetings of all, each process uses its own range alone, as a slice; or
 /// each uses some bytes of all ranges, which nobody else uses meanwhile ([`fold`](Self::fold),
-/// [`fold_own`](Self::fold_own), [`copy_own`](Self::copy_own)). A process that breaks it changes numbers under another's
+/// [`fold_both`](Self::fold_both), [`copy_own`](Self::copy_own)). A process that breaks it changes numbers under another's
 /// hands. The compiler knows nothing of other processes, so that what those then compute with is old or new numbers; numbers
 /// are all that can be in here.
 pub struct Segment {
@@ -61,20 +61,33 @@ impl Segment {
     }
 
     /// Gives each of `count` own numbers, the first of which is `place` bytes into the own range, the number at its place
-    /// from `theirs` on in another's range.
+    /// from `theirs` on in another's range, and puts what it becomes there too.
     ///
     /// # Panics
     ///
     /// Where there are not so many, an offset is not a multiple of their alignment, or `theirs` is in the own range.
-    pub fn fold_own<T: Pod>(&mut self, place: usize, theirs: usize, count: usize, f: impl Fn(&mut T, T)) {
+    pub fn fold_both<T: Pod>(&mut self, place: usize, theirs: usize, count: usize, f: impl Fn(&mut T, T)) {
         let bytes = count * size_of::<T>();
-        let own = self.own_at(place, bytes);
+        let (own_at, theirs_at) = (self.at(self.own_at(place, bytes), bytes), self.at(theirs, bytes));
         self.check_foreign(theirs, bytes);
-        assert!(own.is_multiple_of(align_of::<T>()), "the numbers are aligned");
-        // SAFETY: the own range is borrowed exclusively with `self`, and `fold` reads from another one. Any bytes are a
-        // `T`, and the mapping begins at a page, so that the offset's alignment is the address's.
-        let own = unsafe { std::slice::from_raw_parts_mut(self.at(own, bytes).cast::<T>(), count) };
-        self.map.fold(theirs, own, f);
+        assert!(own_at.cast::<T>().is_aligned(), "the numbers are aligned");
+        // SAFETY: the own range is borrowed exclusively with `self`; any bytes are a `T`.
+        let own = unsafe { std::slice::from_raw_parts_mut(own_at.cast::<T>(), count) };
+        for (block, own) in own.chunks_mut(AHEAD_BLOCK / size_of::<T>()).enumerate() {
+            let begin = block * AHEAD_BLOCK;
+            for line in
+                (begin + AHEAD..begin + AHEAD + AHEAD_BLOCK).step_by(64).take_while(|&line| line < bytes)
+            {
+                soon_written(own_at.wrapping_add(line));
+                soon_written(theirs_at.wrapping_add(line));
+            }
+            self.map.fold(theirs + begin, own, &f);
+            // SAFETY: as many bytes lie in the mapping from there on, and not in the own range; this process has no reference
+            // to them.
+            unsafe {
+                std::ptr::copy_nonoverlapping(own.as_ptr().cast(), theirs_at.add(begin), size_of_val(own));
+            }
+        }
     }
 
     /// Copies `bytes` bytes, `place` bytes into the own range, to `theirs` in another's.
@@ -113,6 +126,23 @@ impl Segment {
     }
 }
 
+/// Has a line brought near, to be written: lines come one after the other otherwise, each when it is needed, and a second time
+/// for leave to write.
+#[inline(always)]
+fn soon_written(line: *const u8) {
+    // SAFETY: a hint, which reads and writes nothing and cannot fail, whatever the address.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
+/// How far ahead lines are brought near, and how many bytes of them at once: as measured.
+const AHEAD: usize = 4096;
+const AHEAD_BLOCK: usize = 512;
+
 impl fmt::Debug for Segment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Segment").field("bytes", &self.map.bytes()).field("own", &self.own).finish()
@@ -135,8 +165,10 @@ mod tests {
         ours.populate(0..usize::MAX);
         bytemuck::cast_slice_mut::<_, f32>(ours.own_mut())[..3].copy_from_slice(&[1.0, 2.0, 3.0]);
         bytemuck::cast_slice_mut::<_, f32>(theirs.own_mut())[..3].copy_from_slice(&[10.0, 20.0, 30.0]);
-        ours.fold_own::<f32>(4, 4096 + 4, 2, |own, theirs| *own = *own * 2.0 + theirs);
+        ours.fold_both::<f32>(4, 4096 + 4, 2, |own, theirs| *own = *own * 2.0 + theirs);
         assert_eq!(bytemuck::cast_slice::<_, f32>(ours.own())[..3], [1.0, 24.0, 36.0]);
+        assert_eq!(bytemuck::cast_slice::<_, f32>(theirs.own())[..4], [10.0, 24.0, 36.0, 0.0]);
+        bytemuck::cast_slice_mut::<_, f32>(theirs.own_mut())[1] = 20.0;
         ours.copy_own(4, 4096 + 8, 8);
         assert_eq!(bytemuck::cast_slice::<_, f32>(theirs.own())[..4], [10.0, 20.0, 24.0, 36.0]);
         let mut wide = [0.0_f64; 2];
@@ -150,9 +182,9 @@ mod tests {
     fn nothing_is_touched_outside_and_no_slice_is_borrowed_twice() {
         type Break = fn(&mut Segment);
         let breaks: [Break; 5] = [
-            |it| it.fold_own::<u8>(0, 1, 8, |_, _| ()),
-            |it| it.fold_own::<u8>(4090, 4096, 8, |_, _| ()),
-            |it| it.fold_own::<u32>(0, 8190, 1, |_, _| ()),
+            |it| it.fold_both::<u8>(0, 1, 8, |_, _| ()),
+            |it| it.fold_both::<u8>(4090, 4096, 8, |_, _| ()),
+            |it| it.fold_both::<u32>(0, 8190, 1, |_, _| ()),
             |it| it.copy_own(0, 4000, 100),
             |it| it.fold::<u32, u32>(4097, &mut [0], |_, _| ()),
         ];
