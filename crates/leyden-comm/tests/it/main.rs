@@ -2,6 +2,7 @@
 #![cfg(target_os = "linux")]
 
 mod arithmetic;
+mod bucket;
 mod external;
 mod failing;
 mod launching;
