@@ -28,6 +28,8 @@ pub const UNWATCHED: Code = Code::new("D0110", exit::WORKER_DIED);
 pub const RANK_ZERO_PANICKED: Code = Code::new("D0111", exit::TRAINING_FAILED);
 /// A rank's code has panicked.
 pub const RANK_PANICKED: Code = Code::new("D0112", exit::TRAINING_FAILED);
+/// Ranks call the same collective from different places, which only `LEYDEN_DEBUG=detail` minds.
+pub const PLACES_DIFFER: Code = Code::new("D0120", exit::TRAINING_FAILED);
 /// Ranks that run `main` cannot be launched from here.
 pub const LAUNCH_ELSEWHERE: Code = Code::new("D0201", exit::CONFIGURATION);
 /// The world has another number of ranks.
@@ -104,6 +106,7 @@ mod tests {
             UNWATCHED,
             RANK_ZERO_PANICKED,
             RANK_PANICKED,
+            PLACES_DIFFER,
             LAUNCH_ELSEWHERE,
             LAUNCH_OTHER_SIZE,
             LAUNCH_IN_WORKER,

@@ -155,8 +155,7 @@ fn attend(world: &World, rank: usize, mut child: Child) -> Result<Vec<u8>> {
     }
     // Whoever waits for it says so too, and from where. Nobody need wait for it, though.
     std::thread::sleep(BETTER_WORDS);
-    world.poison(&error);
-    Err(error)
+    Err(world.poison(&error))
 }
 
 /// How long a new process waits to be told its rank.

@@ -6,18 +6,20 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use leyden_process::{Error, Result, contain, tombstone};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::autopsy::Peers;
 use crate::codes::{ARGUMENT, OBJECT, RANK_ZERO_PANICKED, WORLD_SIZE};
 use crate::collective::Call;
+use crate::dump;
 use crate::element::{Element, ReduceOp};
-use crate::record::{Agreed, Op, Site};
-use crate::watch::{Limits, now};
+use crate::record::{Agreed, Op, Site, with_place};
+use crate::watch::{Limits, lately, now};
 use crate::world::{MOST_GROUPS, SITES, State, World};
 
 /// One of the ranks of a world. What it does with others takes `&mut self`, and there is one of it: two threads cannot
@@ -49,7 +51,10 @@ pub struct Rank {
     pub(crate) limits: Limits,
     pub(crate) spins: u32,
     pub(crate) groups: Vec<Members>,
+    pub(crate) peers: Peers,
     sites: Sites,
+    /// Whether call sites are compared too, and all records kept at the end.
+    detailed: bool,
     /// Not `Sync`: one thread at a time.
     alone: PhantomData<Cell<()>>,
 }
@@ -119,7 +124,9 @@ impl Rank {
         let spins = if size <= cores { 20_000 } else { 50 };
         let sites = Sites::default();
         let limits = Limits::default();
-        Self { world, rank, times, limits, spins, groups, sites, alone: PhantomData }
+        let detailed = world.is_detailed();
+        let peers = Peers::default();
+        Self { world, rank, times, limits, spins, groups, peers, sites, detailed, alone: PhantomData }
     }
 
     /// This rank's number, from 0.
@@ -133,9 +140,10 @@ impl Rank {
     }
 
     /// How long collectives wait for a rank that lives and does not come: a line on stderr after `warn` (5 s), an error
-    /// after `budget` (60 s, and what a rank has announced by [`long_op`](Self::long_op)).
+    /// after `budget` (60 s, and what a rank has announced by [`long_op`](Self::long_op)). The line comes again every six
+    /// times `warn` (30 s), with what is left of the budget; one of those who wait says it for all.
     pub fn set_limits(&mut self, warn: Duration, budget: Duration) {
-        self.limits = Limits { warn, budget };
+        self.limits = Limits::new(warn, budget);
     }
 
     /// Waits until all ranks are here (PyTorch: `dist.barrier()`).
@@ -400,9 +408,18 @@ impl Rank {
 
     /// Its code has failed: so has the world. Gives the error with its place.
     pub(crate) fn fail(&self, error: Error) -> Error {
-        let error = error.at_if_absent("rank", self.rank);
-        self.world.poison(&error);
-        error
+        self.world.poison(&error.at_if_absent("rank", self.rank))
+    }
+
+    /// The last one to leave keeps all records; a world that has failed has kept them then.
+    fn keep_records_if_last(&self) {
+        let has_left = |rank| matches!(self.world.state_in(rank, self.times), State::Left | State::Panicked);
+        // Each rank leaves before it looks at the others, so that the last one sees that all have.
+        fence(Ordering::SeqCst);
+        let all = (0..self.world_size()).all(has_left);
+        if all && self.world.is_calm() && self.world.takes_the_last_records(self.times) {
+            dump::keep_at_end(&self.world);
+        }
     }
 
     fn in_phase<T>(&mut self, site: u32, budget: Duration, f: impl FnOnce() -> T) -> T {
@@ -447,11 +464,12 @@ impl Rank {
                 .at("group", number)
                 .hint("call it on the ranks of the group alone"));
         }
+        let packed = agreed.pack();
+        let packed = if self.detailed { with_place(packed, site) } else { packed };
         let site = self.sites.number(&self.world, self.rank, site, label);
         let members = &mut self.groups[number];
         members.seq += 1;
-        let packed = agreed.pack();
-        self.world.write_record(self.rank, number, members.seq, packed, site, now());
+        self.world.write_record(self.rank, number, members.seq, packed, site, lately());
         Ok(Call { rank: self, group: number, agreed: packed, compared: false })
     }
 }
@@ -461,6 +479,9 @@ impl Drop for Rank {
     fn drop(&mut self) {
         let state = if std::thread::panicking() { State::Panicked } else { State::Left };
         self.world.set_state(self.rank, self.times, state);
+        if self.detailed {
+            self.keep_records_if_last();
+        }
     }
 }
 
@@ -477,40 +498,42 @@ impl fmt::Debug for Rank {
 #[derive(Default)]
 struct Sites {
     numbers: HashMap<(usize, String), u32>,
-    /// The last one without a label, which most are.
-    last: Option<(usize, u32)>,
+    /// The last ones, each in the place that its address has: most programs have few.
+    last: [Option<(usize, String, u32)>; LAST_SITES],
     count: u32,
 }
+
+/// How many sites are found without a hash of their label.
+const LAST_SITES: usize = 16;
 
 impl Sites {
     fn number(&mut self, world: &World, rank: usize, place: &'static Location<'static>, label: &str) -> u32 {
         let address = std::ptr::from_ref(place).addr();
-        if let Some((last, number)) = self.last
-            && last == address
-            && label.is_empty()
-        {
+        let last = address / align_of::<Location<'_>>() % LAST_SITES;
+        match &self.last[last] {
+            Some((known, words, number)) if *known == address && words == label => *number,
+            _ => {
+                let number = self.find(world, rank, place, label);
+                self.last[last] = Some((address, label.to_owned(), number));
+                number
+            }
+        }
+    }
+
+    fn find(&mut self, world: &World, rank: usize, place: &'static Location<'static>, label: &str) -> u32 {
+        let key = (std::ptr::from_ref(place).addr(), label.to_owned());
+        if let Some(&number) = self.numbers.get(&key) {
             return number;
         }
-        let number = match self.numbers.get(&(address, label.to_owned())) {
-            Some(&number) => number,
-            None => {
-                // The oldest makes room: labels may be made up anew in each step.
-                if self.count == SITES {
-                    self.numbers.clear();
-                    self.count = 0;
-                }
-                self.count += 1;
-                let site =
-                    Site { label: label.to_owned(), place: format!("{}:{}", place.file(), place.line()) };
-                world.write_site(rank, self.count, &site);
-                self.numbers.insert((address, label.to_owned()), self.count);
-                self.count
-            }
-        };
-        if label.is_empty() {
-            self.last = Some((address, number));
+        // The oldest makes room: labels may be made up anew in each step.
+        if self.count == SITES {
+            *self = Self::default();
         }
-        number
+        self.count += 1;
+        let site = Site { label: label.to_owned(), place: format!("{}:{}", place.file(), place.line()) };
+        world.write_site(rank, self.count, &site);
+        self.numbers.insert(key, self.count);
+        self.count
     }
 }
 

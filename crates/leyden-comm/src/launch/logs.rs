@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +10,7 @@ use leyden_process::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::codes::LAUNCH_LOGS;
+use crate::dump;
 
 /// A folder with a file for each rank above 0.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,18 +43,21 @@ impl Logs {
         self.folder.join(format!("rank-{rank}.log"))
     }
 
-    /// Removes what is temporary and of no use. Whether something is left that somebody should be told of.
-    pub(super) fn put_away(&self, failed: bool) -> bool {
+    /// Removes what is temporary and of no use. Records of ranks stay if an error has `named` them. Whether something is left
+    /// that somebody should be told of.
+    pub(super) fn put_away(&self, failed: bool, named: bool) -> bool {
         if !self.temporary {
             return false;
         }
-        let mut files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let printed = files.any(|file| file.metadata().is_ok_and(|data| data.len() > 0));
-        let kept = failed && printed;
-        if !kept {
+        let is_record = |file: &fs::DirEntry| file.file_name().as_bytes().ends_with(dump::ENDING.as_bytes());
+        let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let (records, logs): (Vec<_>, Vec<_>) = files.partition(is_record);
+        let printed = logs.iter().any(|log| log.metadata().is_ok_and(|data| data.len() > 0));
+        let told = failed && printed;
+        if !told && !(named && !records.is_empty()) {
             let _ = fs::remove_dir_all(&self.folder);
         }
-        kept
+        told
     }
 }
 

@@ -261,9 +261,10 @@ fn launch(size: usize, options: &LaunchOptions) -> Result<WorldHandle> {
         return Ok(WorldHandle { world, rank: 0, logs: None, joined: Mutex::new(0), starter: None });
     }
     let logs = Logs::make(options.folder.as_deref())?;
+    world.offer_folder(&logs.folder);
     let started = start(&world, options.grace, &logs);
     if started.is_err() {
-        logs.put_away(false);
+        logs.put_away(false, false);
     }
     started?;
     Ok(WorldHandle { world, rank: 0, logs: Some(logs.folder), joined: Mutex::new(0), starter: None })
@@ -441,7 +442,7 @@ impl Attendant {
         let error = Error::new(UNWATCHED, "the process that watches the ranks is gone")
             .at("rank", 0)
             .at("the supervisor", cause);
-        let error = match self.logs.put_away(true) {
+        let error = match self.logs.put_away(true, true) {
             true => error.at("what the ranks printed", self.logs.folder.display()),
             false => error,
         };
