@@ -43,21 +43,24 @@ impl Logs {
         self.folder.join(format!("rank-{rank}.log"))
     }
 
-    /// Removes what is temporary and of no use. Records of ranks stay if an error has `named` them. Whether something is left
-    /// that somebody should be told of.
-    pub(super) fn put_away(&self, failed: bool, named: bool) -> bool {
+    /// Removes what is temporary and of no use: what was printed counts if a rank has `failed`, records of ranks if errors have
+    /// `named` them. Gives what is left, in words.
+    pub(super) fn put_away(&self, failed: bool, named: bool) -> Option<&'static str> {
         if !self.temporary {
-            return false;
+            return None;
         }
         let is_record = |file: &fs::DirEntry| file.file_name().as_bytes().ends_with(dump::ENDING.as_bytes());
         let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         let (records, logs): (Vec<_>, Vec<_>) = files.partition(is_record);
         let printed = logs.iter().any(|log| log.metadata().is_ok_and(|data| data.len() > 0));
-        let told = failed && printed;
-        if !told && !(named && !records.is_empty()) {
+        if failed && printed {
+            Some("what the ranks printed")
+        } else if named && !records.is_empty() {
+            Some("a file with the records of all ranks")
+        } else {
             let _ = fs::remove_dir_all(&self.folder);
+            None
         }
-        told
     }
 }
 

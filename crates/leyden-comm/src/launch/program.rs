@@ -443,8 +443,8 @@ impl Attendant {
             .at("rank", 0)
             .at("the supervisor", cause);
         let error = match self.logs.put_away(true, true) {
-            true => error.at("what the ranks printed", self.logs.folder.display()),
-            false => error,
+            Some(what) => error.at(what, self.logs.folder.display()),
+            None => error,
         };
         let error = error.why("the other ranks have ended with it");
         self.world.poison(&error.hint("start the program again; `dmesg` says whether memory had run out"));

@@ -325,8 +325,8 @@ impl Supervisor {
     }
 
     fn clear_up(&self) {
-        if self.order.logs.put_away(self.failed, !self.interrupted) {
-            tell(&format!("what the ranks printed is in {}", self.order.logs.folder.display()));
+        if let Some(what) = self.order.logs.put_away(self.failed, !self.interrupted) {
+            tell(&format!("{what} is in {}", self.order.logs.folder.display()));
         }
     }
 }

@@ -18,6 +18,12 @@ where
     let took = began.elapsed();
     println!("{took:?}: {error:?}");
     assert!(took < SOON, "{took:?}: {error:?}");
+    if let Some(records) = error.place("records of all ranks") {
+        let text = std::fs::read_to_string(records).unwrap_or_else(|why| panic!("{records}: {why}"));
+        let records_of = serde_json::from_str::<serde_json::Value>(&text).unwrap();
+        assert_eq!(records_of["ranks"].as_array().unwrap().len(), ranks, "{text}");
+        std::fs::remove_file(records).unwrap();
+    }
     error
 }
 
@@ -89,7 +95,9 @@ fn each_way_to_disagree_is_an_error_before_data_moves() {
             rank.barrier("before")?;
             way(rank)
         });
-        expect(&error.unwrap_err(), "D0103", &words);
+        let error = error.unwrap_err();
+        expect(&error, "D0103", &words);
+        std::fs::remove_file(error.place("records of all ranks").unwrap()).unwrap();
         assert!(began.elapsed() < SOON);
     }
 }

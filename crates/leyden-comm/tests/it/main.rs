@@ -6,3 +6,4 @@ mod external;
 mod failing;
 mod launching;
 mod together;
+mod watching;
