@@ -65,6 +65,14 @@ impl Call<'_> {
         Ok(())
     }
 
+    /// Whether all others announce the same now: a part of what [`bring`](Self::bring) does, for measuring it.
+    pub(crate) fn agrees_with_all(&self) -> bool {
+        let Rank { world, groups, rank: own, .. } = &*self.rank;
+        let Members { ranks, seq, .. } = &groups[self.group];
+        let others = ranks.iter().filter(|&peer| peer != own);
+        others.fold(true, |agree, &peer| agree & (world.agreed(peer, self.group, *seq) == self.agreed))
+    }
+
     fn members(&self) -> &[usize] {
         &self.rank.groups[self.group].ranks
     }

@@ -22,6 +22,9 @@ mod handshake;
 #[cfg(all(target_os = "linux", not(all(test, loom))))]
 pub mod launch;
 #[cfg(all(target_os = "linux", not(all(test, loom))))]
+#[doc(hidden)]
+pub mod measure;
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
 mod rank;
 #[cfg(all(target_os = "linux", not(all(test, loom))))]
 mod record;

@@ -440,7 +440,7 @@ impl Rank {
     }
 
     #[track_caller]
-    fn begin(&mut self, group: Group, agreed: Agreed, label: &str) -> Result<Call<'_>> {
+    pub(crate) fn begin(&mut self, group: Group, agreed: Agreed, label: &str) -> Result<Call<'_>> {
         self.begin_at(group, agreed, label, Location::caller())
     }
 

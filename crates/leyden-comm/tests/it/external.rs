@@ -14,11 +14,12 @@ fn joined() -> PathBuf {
 
 /// Runs one process for each pair of a rank and a number of ranks, of one run, and gives what became of each.
 fn by_hand(run: &str, ranks: &[(usize, usize)]) -> Vec<Output> {
+    let folder = tempfile::tempdir().unwrap();
     let start = |(rank, size): &(usize, usize)| {
         let mut command = Command::new(joined());
         command.env("RANK", rank.to_string()).env("WORLD_SIZE", size.to_string());
         command.env("TORCHELASTIC_RUN_ID", format!("{run}-{}", std::process::id()));
-        command.env("LEYDEN_JOIN_TIMEOUT", "2").env("RUST_BACKTRACE", "0");
+        command.env("LEYDEN_JOIN_TIMEOUT", "2").env("RUST_BACKTRACE", "0").env("TMPDIR", folder.path());
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let began = Instant::now();

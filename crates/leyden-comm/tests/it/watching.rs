@@ -29,7 +29,7 @@ fn a_rank_that_is_killed_leaves_its_records_in_the_one_file_that_all_errors_name
     assert!(name.starts_with("leyden-died-") && name.ends_with("-0.json"), "{name}");
     for rank in ["", "[rank 2] "] {
         assert!(
-            ended.says(&format!("{rank} records of all ranks {}", path.display()).trim()),
+            ended.says(format!("{rank} records of all ranks {}", path.display()).trim()),
             "{}",
             ended.stderr
         );
