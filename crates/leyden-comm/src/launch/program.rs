@@ -60,7 +60,8 @@ impl Default for LaunchOptions {
 ///
 /// A world of 1 needs no process. Under a launcher (torchrun, srun, mpirun, or whoever sets `RANK` and `WORLD_SIZE`: see
 /// [`Environment`]) nothing is started: its ranks find each other on their host, and wait for each other up to 60 s, or as
-/// many seconds as `LEYDEN_JOIN_TIMEOUT` says. They are watched by each other alone, then: how one died is not known.
+/// many seconds as `LEYDEN_JOIN_TIMEOUT` says. They are watched by each other alone, then: how one died they
+/// learn from the kernel (from Linux 6.15 on; before, where the launcher has not taken its exit status yet).
 ///
 /// # Example
 ///
