@@ -45,6 +45,23 @@ pub(crate) fn arrive(arrived: &AtomicU32, sleepers: &AtomicU32, tick: u32, wake:
     }
 }
 
+/// Looks until there is something to see, and sleeps in between as long as the alarm is what it was before it looked: what
+/// `sleep` is given, for [`doze`].
+pub(crate) fn watch<S, R>(
+    alarm: &AtomicU32,
+    state: &mut S,
+    mut look: impl FnMut(&mut S) -> Option<R>,
+    mut sleep: impl FnMut(&mut S, u32),
+) -> R {
+    loop {
+        let seen = alarm.load(Ordering::SeqCst);
+        if let Some(result) = look(state) {
+            return result;
+        }
+        sleep(state, seen);
+    }
+}
+
 /// Calls `sleep` with the value that the arrival has, unless it has been made or the alarm is no longer what was `seen`
 /// before looking around. It sleeps while both are the same, or for a time.
 pub(crate) fn doze(
@@ -227,14 +244,11 @@ mod loom_model {
 
         /// Whether the peer arrives; else what `over` says has happened.
         fn wait(&self, peer: usize, tick: u32, over: impl Fn() -> bool) -> bool {
-            loop {
-                if has_reached(self.arrived[peer].load(Ordering::Acquire), tick) {
-                    return true;
-                }
-                let seen = self.alarm.load(Ordering::SeqCst);
-                if over() {
-                    return false;
-                }
+            let look = |(): &mut ()| {
+                let arrived = has_reached(self.arrived[peer].load(Ordering::Acquire), tick);
+                (arrived || over()).then_some(arrived)
+            };
+            let sleep = |(): &mut (), seen| {
                 let arrival = (&self.arrived[peer], &self.sleepers[peer]);
                 doze(arrival, tick, (&self.alarm, seen), |value| {
                     let queue = self.futexes.queue.lock().unwrap();
@@ -244,7 +258,8 @@ mod loom_model {
                         drop(self.futexes.woken.wait(queue).unwrap());
                     }
                 });
-            }
+            };
+            watch(&self.alarm, &mut (), look, sleep)
         }
 
         /// Fails the world, unless another one does.

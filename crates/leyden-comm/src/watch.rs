@@ -72,6 +72,15 @@ pub(crate) struct Waiter<'a> {
     pub(crate) peers: &'a Peers,
 }
 
+/// A wait that is no longer short.
+struct Wait {
+    began: Instant,
+    /// At least one, while it lasts.
+    late: Vec<Late>,
+    next_cycle: Duration,
+    slice: Duration,
+}
+
 /// One that has not arrived.
 struct Late {
     rank: usize,
@@ -125,52 +134,57 @@ impl Waiter<'_> {
     }
 
     fn sleep_for_all(&self, peers: Vec<usize>) -> Result<()> {
-        let began = Instant::now();
-        let mut late: Vec<Late> = peers.into_iter().map(|rank| self.late(rank)).collect();
-        let mut next_cycle = CYCLE;
-        let mut slice = NAP;
-        loop {
-            // Whatever happens from here on, the sleep below ends of.
-            let alarm = self.world.alarm().load(Ordering::SeqCst);
-            let mut agree = true;
-            late.retain(|late| {
-                let here = self.has_arrived(late.rank);
-                agree &= !here || self.agrees(late.rank);
-                !here
-            });
-            if !agree {
-                return Err(self.disagreement());
-            }
-            if late.is_empty() {
-                return Ok(());
-            }
-            if let Some(error) = self.world.poisoned() {
-                return Err(error);
-            }
-            if let Some(error) = late.iter_mut().find_map(|late| self.end_of(late)) {
-                return Err(error);
-            }
-            if tombstone::state(self.world.supervisor()) == Stone::Dead {
-                return Err(Error::new(UNWATCHED, "the process that watches the ranks is gone")
-                    .at("rank", self.rank)
-                    .why("it was killed from outside: nobody would notice the death of a rank")
-                    .hint("start the program again; `dmesg` says whether memory had run out"));
-            }
-            let waited = began.elapsed();
-            if waited >= next_cycle {
-                next_cycle = waited + CYCLE;
-                if let Some(error) = self.deadlock() {
-                    return Err(error);
-                }
-            }
-            let judged = late.iter_mut().take(LOOKED_AT).find_map(|late| self.judge(late, waited));
-            if let Some(error) = judged {
-                return Err(error);
-            }
-            let dying = late.iter().any(|late| late.dying.is_some());
-            self.sleep(&late, alarm, if dying { AUTOPSY / 8 } else { slice });
-            slice = SLICE;
+        let mut wait = Wait {
+            began: Instant::now(),
+            late: peers.into_iter().map(|rank| self.late(rank)).collect(),
+            next_cycle: CYCLE,
+            slice: NAP,
+        };
+        let sleep = |wait: &mut Wait, alarm| {
+            let dying = wait.late.iter().any(|late| late.dying.is_some());
+            self.sleep(&wait.late, alarm, if dying { AUTOPSY / 8 } else { wait.slice });
+            wait.slice = SLICE;
+        };
+        handshake::watch(self.world.alarm(), &mut wait, |wait| self.look_around(wait).transpose(), sleep)
+    }
+
+    /// Whether all have come; an error if that will not be.
+    fn look_around(&self, wait: &mut Wait) -> Result<Option<()>> {
+        let mut agree = true;
+        wait.late.retain(|late| {
+            let here = self.has_arrived(late.rank);
+            agree &= !here || self.agrees(late.rank);
+            !here
+        });
+        if !agree {
+            return Err(self.disagreement());
         }
+        if wait.late.is_empty() {
+            return Ok(Some(()));
+        }
+        let waited = wait.began.elapsed();
+        let failed = self
+            .world
+            .poisoned()
+            .or_else(|| wait.late.iter_mut().find_map(|late| self.end_of(late)))
+            .or_else(|| self.unwatched())
+            .or_else(|| {
+                let due = waited >= wait.next_cycle;
+                wait.next_cycle = if due { waited + CYCLE } else { wait.next_cycle };
+                due.then(|| self.deadlock()).flatten()
+            })
+            .or_else(|| wait.late.iter_mut().take(LOOKED_AT).find_map(|late| self.judge(late, waited)));
+        failed.map_or(Ok(None), Err)
+    }
+
+    /// The error of ranks whose supervisor is gone.
+    fn unwatched(&self) -> Option<Error> {
+        (tombstone::state(self.world.supervisor()) == Stone::Dead).then(|| {
+            Error::new(UNWATCHED, "the process that watches the ranks is gone")
+                .at("rank", self.rank)
+                .why("it was killed from outside: nobody would notice the death of a rank")
+                .hint("start the program again; `dmesg` says whether memory had run out")
+        })
     }
 
     fn late(&self, rank: usize) -> Late {

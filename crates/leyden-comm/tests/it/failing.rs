@@ -267,6 +267,10 @@ fn a_result_that_cannot_be_sent_is_told_as_such() {
     let error = error.map(drop).unwrap_err();
     assert_eq!(error.code().id, "D0109", "{error:?}");
     assert!(error.place("rank").is_some(), "{error:?}");
+    // If the other one waited still.
+    if let Some(records) = error.place("records of all ranks") {
+        std::fs::remove_file(records).unwrap();
+    }
 }
 
 #[test]
