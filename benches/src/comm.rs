@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use std::{fs, hint};
 
 use leyden::{Error, Result};
-use leyden_comm::{Rank, launch};
+use leyden_comm::{Rank, ReduceOp, launch, measure};
 use leyden_process::futex;
 use serde_json::Value;
 
@@ -67,6 +67,12 @@ pub(crate) fn rows(peer: bool) -> Result<Vec<Row>> {
         "<= 50 ms",
         vec!["until both have ended".to_owned()],
     ));
+    for ranks in [2, 4] {
+        let seconds = measure::watch(ranks, 500)?;
+        let ours = Spread::of(seconds.iter().map(|seconds| seconds * 1e9).collect());
+        let notes = vec![format!("{ranks} ranks: a label, a record, its time, the comparison; timed alone")];
+        rows.push(alone("comm/watch-cost", ours, "ns", "<= 100 ns", notes));
+    }
     for (kind, name) in FAULTS.iter().enumerate() {
         let folder = tempfile::tempdir()?;
         let repeats = if kind == 4 { 10 } else { 50 };
@@ -88,7 +94,11 @@ fn first_barrier(_: (), rank: &mut Rank) -> Result<()> {
 
 /// Milliseconds from a fault of rank 1 until rank 0, which waits for it, has its error.
 fn fault(kind: usize, folder: &Path) -> Result<f64> {
-    let _ = launch::spawn(2, faulty, &(kind, folder.to_owned()));
+    let failed = launch::spawn(2, faulty, &(kind, folder.to_owned()));
+    // Each failure leaves a file.
+    if let Some(records) = failed.as_ref().err().and_then(|error| error.place("records of all ranks")) {
+        let _ = fs::remove_file(records);
+    }
     let read = |name: &str| -> Result<f64> { Ok(fs::read_to_string(folder.join(name))?.parse()?) };
     Ok((read("noticed")? - read("failed")?) / 1e6)
 }

@@ -14,6 +14,14 @@ const ROWS: &[(&str, &[&str])] = &[
     ),
     ("workers that die, in each way", &["-p", "leyden-data", "--test", "it", "--", "deaths"]),
     ("damaged files and messages", &["-p", "leyden-data", "--lib", "--", "damage", "garbled"]),
+    (
+        "eight ranks for a minute, which raise no alarm",
+        &["-p", "leyden-comm", "--test", "it", "--", "more_ranks_than_cores"],
+    ),
+    (
+        "ranks that fail, in each way, and some that do not",
+        &["-p", "leyden-comm", "--test", "it", "--", "watching", "failing"],
+    ),
     ("processes that start and end", &["-p", "leyden-process", "--test", "it"]),
     ("two hundred starts", &["-p", "leyden-process", "--test", "many"]),
 ];
@@ -45,6 +53,7 @@ fn soak(time: Duration) -> ExitCode {
                 .args(["test", "--release", "--quiet"])
                 .args(*arguments)
                 .env("LEYDEN_SEED", rounds.to_string())
+                .env("LEYDEN_SOAK_SECONDS", "60")
                 .stdin(Stdio::null())
                 .output();
             match test {

@@ -127,7 +127,9 @@ fn wait(listener: Option<Listener>) -> Result<()> {
         let end = Instant::now() + LONG;
         while Instant::now() < end {
             if let Some(signal) = listener.as_ref().and_then(Listener::received) {
-                eprintln!("rank {} got {}", world.rank(), signal.name());
+                // At once, so that no other rank's line comes between.
+                let line = format!("rank {} got {}\n", world.rank(), signal.name());
+                std::io::stderr().write_all(line.as_bytes())?;
                 std::process::exit(signal.exit_code().into());
             }
             std::thread::sleep(Duration::from_millis(1));

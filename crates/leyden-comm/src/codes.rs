@@ -28,6 +28,8 @@ pub const UNWATCHED: Code = Code::new("D0110", exit::WORKER_DIED);
 pub const RANK_ZERO_PANICKED: Code = Code::new("D0111", exit::TRAINING_FAILED);
 /// A rank's code has panicked.
 pub const RANK_PANICKED: Code = Code::new("D0112", exit::TRAINING_FAILED);
+/// Ranks call the same collective from different places, which only `LEYDEN_DEBUG=detail` minds.
+pub const PLACES_DIFFER: Code = Code::new("D0120", exit::TRAINING_FAILED);
 /// There is not enough memory for a bucket.
 pub const BUCKET_MEMORY: Code = Code::new("D0130", exit::CONFIGURATION);
 /// A bucket is of another world.
@@ -110,6 +112,7 @@ mod tests {
             UNWATCHED,
             RANK_ZERO_PANICKED,
             RANK_PANICKED,
+            PLACES_DIFFER,
             BUCKET_MEMORY,
             BUCKET_FOREIGN,
             LAUNCH_ELSEWHERE,

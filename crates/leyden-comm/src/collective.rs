@@ -3,15 +3,14 @@
 //! Whatever carries them, a collective is a row of arrivals. With each a rank puts up to a [`WINDOW`] of bytes where those
 //! that [`Reach`] names can read it; it reads theirs once all have arrived, and until it arrives again.
 
-use std::sync::atomic::Ordering;
-
-use leyden_process::{Error, Result, futex};
+use leyden_process::{Error, Result};
 
 use crate::codes::OBJECT;
 use crate::element::{Element, Pairs, ReduceOp, finish, fold, reduce_two, widen};
+use crate::handshake;
 use crate::rank::{Members, Rank};
 use crate::watch::Waiter;
-use crate::world::{WINDOW, World};
+use crate::world::{Futexes, WINDOW, World};
 
 /// Who reads what a rank brings with an arrival. Shared memory shows everything to all; what crosses a network is what is
 /// read.
@@ -41,18 +40,14 @@ impl Call<'_> {
 
     /// Arrives, with these bytes for the others to see, and waits for all.
     fn bring(&mut self, bytes: &[u8], _reach: Reach) -> Result<()> {
-        let Rank { world, rank: own, times, limits, spins, groups, .. } = &mut *self.rank;
+        let Rank { world, rank: own, times, limits, spins, groups, peers, .. } = &mut *self.rank;
         let Members { ranks, seq, tick, .. } = &mut groups[self.group];
         *tick = tick.wrapping_add(1);
         if !bytes.is_empty() {
             world.write_window(*own, self.group, *tick, bytes);
         }
-        let arrived = world.arrived(*own, self.group);
-        // One exchange, which is a fence too: the other kind of fence takes fifty times as long.
-        arrived.store(*tick, Ordering::SeqCst);
-        if world.sleepers(*own, self.group).load(Ordering::SeqCst) > 0 {
-            futex::wake(arrived, u32::MAX);
-        }
+        let (arrived, sleepers) = (world.arrived(*own, self.group), world.sleepers(*own, self.group));
+        handshake::arrive(arrived, sleepers, *tick, &Futexes);
         let waiter = Waiter {
             world,
             limits: *limits,
@@ -62,22 +57,22 @@ impl Call<'_> {
             members: ranks,
             seq: *seq,
             tick: *tick,
+            agreed: (!self.compared).then_some(self.agreed),
+            spins: *spins,
+            peers,
         };
-        let seen = waiter.sees_all(*spins);
-        let mut met = Ok(());
-        for &peer in ranks.iter().filter(|&&peer| peer != *own) {
-            if !seen {
-                met = waiter.wait_for(peer);
-            }
-            if met.is_ok() && !self.compared && world.agreed(peer, self.group, *seq) != self.agreed {
-                met = Err(waiter.disagreement());
-            }
-            if met.is_err() {
-                break;
-            }
-        }
+        waiter.wait_for_all().map_err(|error| world.poison(&error))?;
         self.compared = true;
-        met.inspect_err(|error| world.poison(error))
+        peers.hold(world, *own);
+        Ok(())
+    }
+
+    /// Whether all others announce the same now: a part of what [`bring`](Self::bring) does, for measuring it.
+    pub(crate) fn agrees_with_all(&self) -> bool {
+        let Rank { world, groups, rank: own, .. } = &*self.rank;
+        let Members { ranks, seq, .. } = &groups[self.group];
+        let others = ranks.iter().filter(|&peer| peer != own);
+        others.fold(true, |agree, &peer| agree & (world.agreed(peer, self.group, *seq) == self.agreed))
     }
 
     fn members(&self) -> &[usize] {

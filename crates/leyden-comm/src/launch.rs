@@ -163,7 +163,7 @@ where
     program::place(Arc::clone(&world), number);
     let result = contain(|| f(argument)).unwrap_or_else(|panic| Err(panicked(panic)));
     let result = result.map_err(|error| error.at_if_absent("rank", number));
-    answer(&parent, number, &result.inspect_err(|error| world.poison(error))?)
+    answer(&parent, number, &result.map_err(|error| world.poison(&error))?)
 }
 
 /// What a rank's process is told first: its world, and its number.
@@ -233,8 +233,7 @@ fn attend(world: &World, rank: usize, mut child: Child) -> Result<Vec<u8>> {
     }
     // Whoever waits for it says so too, and from where. Nobody need wait for it, though.
     std::thread::sleep(BETTER_WORDS);
-    world.poison(&error);
-    Err(error)
+    Err(world.poison(&error))
 }
 
 /// How long a new process waits to be told its rank.

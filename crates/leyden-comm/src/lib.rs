@@ -7,32 +7,41 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
+mod autopsy;
 #[cfg(target_os = "linux")]
 mod bucket;
 pub mod codes;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
 mod collective;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
+mod dump;
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
 pub mod element;
 pub mod environment;
 #[cfg(target_os = "linux")]
+mod handshake;
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
 pub mod launch;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
+#[doc(hidden)]
+pub mod measure;
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
 mod rank;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
 mod record;
 pub mod store;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
 mod watch;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
 mod world;
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
 pub use bucket::Bucket;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
 pub use element::{Element, ReduceOp};
 pub use leyden_process::{Error, Result};
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
 pub use rank::{Group, Rank, RankZero};
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
 pub use world::{MOST_GROUPS, MOST_RANKS};

@@ -6,19 +6,21 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use leyden_process::{Error, Result, contain, futex, tombstone};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::autopsy::Peers;
 use crate::bucket::Bucket;
 use crate::codes::{ARGUMENT, LEFT, OBJECT, RANK_ZERO_PANICKED, WORLD_SIZE};
 use crate::collective::Call;
+use crate::dump;
 use crate::element::{Element, ReduceOp};
-use crate::record::{Agreed, Op, Site};
-use crate::watch::{Limits, now};
+use crate::record::{Agreed, Op, Site, with_place};
+use crate::watch::{Limits, lately, now};
 use crate::world::{End, MOST_GROUPS, SITES, State, World};
 
 /// One of the ranks of a world. What it does with others takes `&mut self`, and there is one of it: two threads cannot
@@ -60,9 +62,12 @@ pub struct Rank {
     pub(crate) limits: Limits,
     pub(crate) spins: u32,
     pub(crate) groups: Vec<Members>,
+    pub(crate) peers: Peers,
     sites: Sites,
     /// How many have been made.
     buckets: u16,
+    /// Whether call sites are compared too, and all records kept at the end.
+    detailed: bool,
     /// Not `Sync`: one thread at a time.
     alone: PhantomData<Cell<()>>,
 }
@@ -144,7 +149,21 @@ impl Rank {
         let spins = if size <= cores { 20_000 } else { 50 };
         let sites = Sites::default();
         let limits = Limits::default();
-        Self { world, rank, times, limits, spins, groups, sites, buckets: 0, alone: PhantomData }
+        let detailed = world.is_detailed();
+        let peers = Peers::default();
+        Self {
+            world,
+            rank,
+            times,
+            limits,
+            spins,
+            groups,
+            peers,
+            sites,
+            buckets: 0,
+            detailed,
+            alone: PhantomData,
+        }
     }
 
     /// This rank's number, from 0.
@@ -158,9 +177,10 @@ impl Rank {
     }
 
     /// How long collectives wait for a rank that lives and does not come: a line on stderr after `warn` (5 s), an error
-    /// after `budget` (60 s, and what a rank has announced by [`long_op`](Self::long_op)).
+    /// after `budget` (60 s, and what a rank has announced by [`long_op`](Self::long_op)). The line comes again every six
+    /// times `warn` (30 s), with what is left of the budget; one of those who wait says it for all.
     pub fn set_limits(&mut self, warn: Duration, budget: Duration) {
-        self.limits = Limits { warn, budget };
+        self.limits = Limits::new(warn, budget);
     }
 
     /// Waits until all ranks are here (PyTorch: `dist.barrier()`).
@@ -536,9 +556,18 @@ impl Rank {
     ///
     /// The first failure counts. Once all ranks have let go of their [`Rank`], they may join anew.
     pub fn fail(&self, error: Error) -> Error {
-        let error = error.at_if_absent("rank", self.rank);
-        self.world.poison(&error);
-        error
+        self.world.poison(&error.at_if_absent("rank", self.rank))
+    }
+
+    /// The last one to leave keeps all records; a world that has failed has kept them then.
+    fn keep_records_if_last(&self) {
+        let has_left = |rank| matches!(self.world.state_in(rank, self.times), State::Left | State::Panicked);
+        // Each rank leaves before it looks at the others, so that the last one sees that all have.
+        fence(Ordering::SeqCst);
+        let all = (0..self.world_size()).all(has_left);
+        if all && self.world.is_calm() && self.world.takes_the_last_records(self.times) {
+            dump::keep_at_end(&self.world);
+        }
     }
 
     fn in_phase<T>(&mut self, site: u32, budget: Duration, f: impl FnOnce() -> T) -> T {
@@ -559,7 +588,7 @@ impl Rank {
     }
 
     #[track_caller]
-    fn begin(&mut self, group: Group, agreed: Agreed, label: &str) -> Result<Call<'_>> {
+    pub(crate) fn begin(&mut self, group: Group, agreed: Agreed, label: &str) -> Result<Call<'_>> {
         self.begin_at(group, agreed, label, Location::caller())
     }
 
@@ -582,11 +611,12 @@ impl Rank {
                 .at("group", number)
                 .hint("call it on the ranks of the group alone"));
         }
+        let packed = agreed.pack();
+        let packed = if self.detailed { with_place(packed, site) } else { packed };
         let site = self.sites.number(&self.world, self.rank, site, label);
         let members = &mut self.groups[number];
         members.seq += 1;
-        let packed = agreed.pack();
-        self.world.write_record(self.rank, number, members.seq, packed, site);
+        self.world.write_record(self.rank, number, members.seq, packed, site, lately());
         Ok(Call { rank: self, group: number, agreed: packed, compared: false })
     }
 }
@@ -596,6 +626,9 @@ impl Drop for Rank {
     fn drop(&mut self) {
         let state = if std::thread::panicking() { State::Panicked } else { State::Left };
         self.world.set_state(self.rank, self.times, state);
+        if self.detailed {
+            self.keep_records_if_last();
+        }
     }
 }
 

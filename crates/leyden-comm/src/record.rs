@@ -1,6 +1,9 @@
 //! What a rank is about to do: a record for each collective, which the others compare with theirs before data moves.
 
 use std::fmt;
+use std::panic::Location;
+
+use serde::Serialize;
 
 use crate::element::{ReduceOp, op_name, type_name};
 
@@ -26,6 +29,7 @@ pub(crate) enum Op {
 }
 
 impl Op {
+    /// What is called so by users, and by the file of all records.
     fn name(number: u8) -> &'static str {
         const ALL: [(Op, &str); 15] = [
             (Op::Barrier, "barrier"),
@@ -76,6 +80,23 @@ impl Agreed {
     }
 }
 
+/// What is agreed on, where call sites are to be the same too: with a hash of this one in the upper bits, which are free.
+pub(crate) fn with_place([what, count]: [u64; 2], site: &Location<'_>) -> [u64; 2] {
+    let line = site.line().to_le_bytes();
+    let hash = site.file().bytes().chain(line).fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    [what | (hash ^ hash >> 32) << PLACE_BITS, count]
+}
+
+/// The same without places.
+pub(crate) fn without_place([what, count]: [u64; 2]) -> [u64; 2] {
+    [what & ((1 << PLACE_BITS) - 1), count]
+}
+
+/// Where the hash of a place begins: above operation, type, reduction and root.
+const PLACE_BITS: u32 = 40;
+
 /// A record as it is read from another rank: whatever is in the memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
@@ -95,31 +116,47 @@ pub(crate) struct Site {
     pub(crate) place: String,
 }
 
-/// `barrier("epoch end")`, `all_reduce(1000 f32, mean)`.
-impl fmt::Display for Record {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// A record taken apart; what its collective does not have is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Parts {
+    #[serde(rename = "operation")]
+    pub(crate) name: &'static str,
+    /// How many elements, of which type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) elements: Option<(u64, &'static str)>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reduction: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) root: Option<u16>,
+}
+
+impl Record {
+    pub(crate) fn parts(&self) -> Parts {
         let [what, count] = self.agreed;
         let byte = |place: u32| (what >> place & 0xff) as u8;
         let (op, element, reduce, root) = (byte(0), byte(8), byte(16), what >> 24 & 0xffff);
-        write!(f, "{}(", Op::name(op))?;
-        let mut separate = "";
-        if !self.site.label.is_empty() {
-            write!(f, "{:?}", self.site.label)?;
-            separate = ", ";
-        }
-        if element != 0 {
-            write!(f, "{separate}{count} {}", type_name(element))?;
-            separate = ", ";
-        }
-        if reduce != 0 {
-            write!(f, "{separate}{}", op_name(reduce))?;
-            separate = ", ";
-        }
         let rooted = [Op::Broadcast, Op::Reduce, Op::Gather, Op::Scatter, Op::BroadcastObject];
-        if rooted.iter().any(|rooted| *rooted as u8 == op) {
-            write!(f, "{separate}root {root}")?;
+        Parts {
+            name: Op::name(op),
+            elements: (element != 0).then(|| (count, type_name(element))),
+            reduction: (reduce != 0).then(|| op_name(reduce)),
+            root: rooted.iter().any(|rooted| *rooted as u8 == op).then_some(root as u16),
         }
-        f.write_str(")")
+    }
+}
+
+/// `barrier("epoch end")`, `all_reduce(1000 f32, mean)`.
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Parts { name, elements, reduction, root } = self.parts();
+        let label = Some(&self.site.label).filter(|label| !label.is_empty());
+        let words = [
+            label.map(|label| format!("{label:?}")),
+            elements.map(|(count, element)| format!("{count} {element}")),
+            reduction.map(str::to_owned),
+            root.map(|root| format!("root {root}")),
+        ];
+        write!(f, "{name}({})", words.into_iter().flatten().collect::<Vec<_>>().join(", "))
     }
 }
 
@@ -137,5 +174,9 @@ mod tests {
         let agreed = Agreed { root: 300, ..Agreed::of(Op::BroadcastObject) };
         let record = Record { agreed: agreed.pack(), site: Site::default(), ..record };
         assert_eq!(record.to_string(), "broadcast_object(root 300)");
+        let placed = with_place(agreed.pack(), Location::caller());
+        assert!(placed != agreed.pack() && placed != with_place(agreed.pack(), Location::caller()));
+        assert_eq!(without_place(placed), agreed.pack());
+        assert_eq!(Record { agreed: placed, ..record.clone() }.to_string(), record.to_string());
     }
 }

@@ -2,22 +2,29 @@
 //!
 //! Three kinds. What is *certain* fails at once: ranks that call different collectives, one that has left, one that has
 //! died. Ranks that all wait for each other are looked at after half a second, twice. A rank that lives and does not
-//! come is told of after 5 s, with what the kernel knows of it, and fails the world once the budget of what it is doing
-//! is over.
+//! come is told of after 5 s and every 30 s, with what the kernel knows of it, and fails the world once the budget of what
+//! it is doing is over.
+//!
+//! Whoever waits, waits for all that are late: it sleeps for the first one's arrival, and until anything else happens to any
+//! of them. That all others have arrived, but with another collective, it need not look for: of two ranks the later one sees
+//! the other's.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::iter;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use leyden_process::clock::Lived;
-use leyden_process::futex::{self, WokenAny};
-use leyden_process::supervise::evidence;
+use leyden_process::futex::{self, WAITV_WORDS, WokenAny};
+use leyden_process::supervise::{Evidence, evidence};
 use leyden_process::tombstone::{self, State as Stone};
 use leyden_process::{Error, Result};
 
-use crate::codes::{DEADLOCK, DIED, DISAGREE, LEFT, STUCK, UNWATCHED};
-use crate::record::{Record, Site};
+use crate::autopsy::Peers;
+use crate::codes::{DEADLOCK, DIED, DISAGREE, LEFT, PLACES_DIFFER, STUCK, UNWATCHED};
+use crate::handshake::{self, has_reached};
+use crate::record::{Record, Site, without_place};
 use crate::world::{End, State, World};
 
 /// How long to wait for others.
@@ -25,13 +32,22 @@ use crate::world::{End, State, World};
 pub(crate) struct Limits {
     /// After which a rank that does not come is told of on stderr.
     pub(crate) warn: Duration,
+    /// How often it is told of again.
+    pub(crate) again: Duration,
     /// After which it fails the world, unless it has announced that it takes longer.
     pub(crate) budget: Duration,
 }
 
+impl Limits {
+    /// A late rank is told of again after six times as long as before the first time.
+    pub(crate) fn new(warn: Duration, budget: Duration) -> Self {
+        Self { warn, again: warn.saturating_mul(6), budget }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
-        Self { warn: Duration::from_secs(5), budget: Duration::from_secs(60) }
+        Self::new(Duration::from_secs(5), Duration::from_secs(60))
     }
 }
 
@@ -48,99 +64,173 @@ pub(crate) struct Waiter<'a> {
     /// Which collective of the group, and which arrival.
     pub(crate) seq: u64,
     pub(crate) tick: u32,
+    /// What the others are to have agreed to, unless that was looked at.
+    pub(crate) agreed: Option<[u64; 2]>,
+    /// How often to look before falling asleep.
+    pub(crate) spins: u32,
+    /// The processes whose ends it can tell of.
+    pub(crate) peers: &'a Peers,
+}
+
+/// A wait that is no longer short.
+struct Wait {
+    began: Instant,
+    /// At least one, while it lasts.
+    late: Vec<Late>,
+    next_cycle: Duration,
+    slice: Duration,
+}
+
+/// One that has not arrived.
+struct Late {
+    rank: usize,
+    /// How long it could have done something about it.
+    clock: Lived,
+    /// When to look at its process, and when to tell of it.
+    look: Duration,
+    word: Duration,
+    /// Since when it is known not to come any more.
+    dying: Option<Instant>,
+    /// It is stopped, or somebody is at it with a debugger; and that was told.
+    suspended: bool,
 }
 
 impl Waiter<'_> {
-    /// Looks up to `looks` times whether all others have arrived.
-    pub(crate) fn sees_all(&self, looks: u32) -> bool {
-        let mut left = looks;
-        self.members.iter().filter(|&&peer| peer != self.rank).all(|&peer| {
-            let arrived = self.world.arrived(peer, self.group);
-            while !has_reached(arrived.load(Ordering::Acquire), self.tick) {
-                if left == 0 {
-                    return false;
-                }
-                left -= 1;
-                std::hint::spin_loop();
+    /// Waits until all members have arrived, and have agreed to the same.
+    pub(crate) fn wait_for_all(&self) -> Result<()> {
+        let mut others = self.members.iter().copied().filter(|&peer| peer != self.rank);
+        while let Some(peer) = others.next() {
+            if !self.spin(peer) {
+                let awaited = self.world.awaited(self.rank, self.group);
+                awaited.store(u64::from(self.tick) | WAITS, Ordering::SeqCst);
+                let result = self.sleep_for_all(iter::once(peer).chain(others).collect());
+                awaited.store(0, Ordering::SeqCst);
+                return result;
             }
-            true
-        })
+            if !self.agrees(peer) {
+                return Err(self.disagreement());
+            }
+        }
+        Ok(())
     }
 
-    /// Sleeps until `peer` has arrived.
-    pub(crate) fn wait_for(&self, peer: usize) -> Result<()> {
-        if self.has_arrived(peer) {
-            return Ok(());
+    fn spin(&self, peer: usize) -> bool {
+        for _ in 0..self.spins {
+            if self.has_arrived(peer) {
+                return true;
+            }
+            std::hint::spin_loop();
         }
-        self.world.awaited(self.rank, self.group).store(u64::from(self.tick) | WAITS, Ordering::SeqCst);
-        let result = self.sleep_for(peer);
-        self.world.awaited(self.rank, self.group).store(0, Ordering::SeqCst);
-        result
+        self.has_arrived(peer)
     }
 
     fn has_arrived(&self, peer: usize) -> bool {
         has_reached(self.world.arrived(peer, self.group).load(Ordering::Acquire), self.tick)
     }
 
-    fn sleep_for(&self, peer: usize) -> Result<()> {
-        let (began, mut clock) = (Instant::now(), Lived::default());
-        let mut dying: Option<Instant> = None;
-        let mut warned = false;
-        let mut next_look = CYCLE;
-        loop {
-            if self.has_arrived(peer) {
-                return Ok(());
+    /// Of one that has arrived.
+    fn agrees(&self, peer: usize) -> bool {
+        self.agreed.is_none_or(|agreed| self.world.agreed(peer, self.group, self.seq) == agreed)
+    }
+
+    fn sleep_for_all(&self, peers: Vec<usize>) -> Result<()> {
+        let mut wait = Wait {
+            began: Instant::now(),
+            late: peers.into_iter().map(|rank| self.late(rank)).collect(),
+            next_cycle: CYCLE,
+            slice: NAP,
+        };
+        let sleep = |wait: &mut Wait, alarm| {
+            let dying = wait.late.iter().any(|late| late.dying.is_some());
+            self.sleep(&wait.late, alarm, if dying { AUTOPSY / 8 } else { wait.slice });
+            wait.slice = SLICE;
+        };
+        handshake::watch(self.world.alarm(), &mut wait, |wait| self.look_around(wait).transpose(), sleep)
+    }
+
+    /// Whether all have come; an error if that will not be.
+    fn look_around(&self, wait: &mut Wait) -> Result<Option<()>> {
+        let mut agree = true;
+        wait.late.retain(|late| {
+            let here = self.has_arrived(late.rank);
+            agree &= !here || self.agrees(late.rank);
+            !here
+        });
+        if !agree {
+            return Err(self.disagreement());
+        }
+        if wait.late.is_empty() {
+            return Ok(Some(()));
+        }
+        let waited = wait.began.elapsed();
+        let failed = self
+            .world
+            .poisoned()
+            .or_else(|| wait.late.iter_mut().find_map(|late| self.end_of(late)))
+            .or_else(|| self.unwatched())
+            .or_else(|| {
+                let due = waited >= wait.next_cycle;
+                wait.next_cycle = if due { waited + CYCLE } else { wait.next_cycle };
+                due.then(|| self.deadlock()).flatten()
+            })
+            .or_else(|| wait.late.iter_mut().take(LOOKED_AT).find_map(|late| self.judge(late, waited)));
+        failed.map_or(Ok(None), Err)
+    }
+
+    /// The error of ranks whose supervisor is gone.
+    fn unwatched(&self) -> Option<Error> {
+        (tombstone::state(self.world.supervisor()) == Stone::Dead).then(|| {
+            Error::new(UNWATCHED, "the process that watches the ranks is gone")
+                .at("rank", self.rank)
+                .why("it was killed from outside: nobody would notice the death of a rank")
+                .hint("start the program again; `dmesg` says whether memory had run out")
+        })
+    }
+
+    fn late(&self, rank: usize) -> Late {
+        let (look, word) = (self.look_every(), self.limits.warn);
+        Late { rank, clock: Lived::default(), look, word, dying: None, suspended: false }
+    }
+
+    /// The error of one that does not come any more.
+    fn end_of(&self, late: &mut Late) -> Option<Error> {
+        let peer = late.rank;
+        let state = self.world.state_in(peer, self.times);
+        let stone = tombstone::state(self.world.tombstone(peer));
+        let ended = match (self.world.end(peer), state, stone) {
+            ((End::Failed, words), ..) => self.died(peer, &words),
+            ((End::Clean, words), ..) => self.left(peer, &words),
+            (_, State::Absent | State::Present | State::Renewing, Stone::NotYet | Stone::Held(_)) => {
+                return None;
             }
-            if let Some(error) = self.world.poisoned() {
-                return Err(error);
-            }
-            let (state, stone) =
-                (self.world.state_in(peer, self.times), self.world.tombstone(peer).load(Ordering::Acquire));
-            match (self.world.end(peer), state, tombstone::decode(stone)) {
-                // Its last arrival may have come before its end.
-                _ if self.has_arrived(peer) => return Ok(()),
-                ((End::Failed, words), ..) => return Err(self.died(peer, &words)),
-                ((End::Clean, words), ..) => return Err(self.left(peer, &words)),
-                (_, State::Absent | State::Present | State::Renewing, Stone::NotYet | Stone::Held(_)) => {}
-                // It does not come any more. Whoever watches it will say how it ended, soon; who leaves without ending is
-                // not waited for longer.
-                (_, state, stone) => {
-                    let since = *dying.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= AUTOPSY || stone != Stone::Dead && !self.is_watched() {
-                        return Err(match state {
-                            State::Left => self.left(peer, ""),
-                            State::Panicked => self.died(peer, "it panicked"),
-                            State::Absent | State::Present | State::Renewing => {
-                                self.died(peer, "its process is gone")
-                            }
-                        });
+            // Whoever watches it will say how it ended, soon; who leaves without ending is not waited for longer.
+            (_, state, stone) => {
+                let unattended = self.world.is_unattended();
+                if late.dying.is_none() && stone == Stone::Dead {
+                    // The kernel wakes one of those who sleep for it.
+                    self.world.raise();
+                }
+                let since = *late.dying.get_or_insert_with(Instant::now);
+                if unattended && stone == Stone::Dead && self.peers.tell(self.world, peer) {
+                    return self.end_of(late);
+                }
+                if since.elapsed() < AUTOPSY && (stone == Stone::Dead || self.is_watched()) {
+                    return None;
+                }
+                match state {
+                    State::Left => self.left(peer, ""),
+                    State::Panicked => self.died(peer, "it panicked"),
+                    State::Absent | State::Present | State::Renewing if unattended => {
+                        self.died(peer, "its process is gone; how it ended is not known")
+                    }
+                    State::Absent | State::Present | State::Renewing => {
+                        self.died(peer, "its process is gone")
                     }
                 }
             }
-            if tombstone::state(self.world.supervisor()) == Stone::Dead {
-                return Err(Error::new(UNWATCHED, "the process that watches the ranks is gone")
-                    .at("rank", self.rank)
-                    .why("it was killed from outside: nobody would notice the death of a rank")
-                    .hint("start the program again; `dmesg` says whether memory had run out"));
-            }
-            let waited = began.elapsed();
-            if waited >= next_look {
-                next_look = waited + CYCLE;
-                if let Some(error) = self.deadlock() {
-                    return Err(error);
-                }
-            }
-            let seen = self.look(peer, &mut clock);
-            if seen.lived >= self.limits.warn && !warned && !seen.suspended {
-                warned = true;
-                let line = self.lateness(peer, seen.lived);
-                let _ = writeln!(std::io::stderr(), "leyden: warning: {line}");
-            }
-            if seen.lived >= self.budget_of(peer) && !seen.suspended {
-                return Err(self.stuck(peer, seen.lived));
-            }
-            self.sleep(peer, stone, if dying.is_some() { AUTOPSY / 8 } else { SLICE });
-        }
+        };
+        // Its last arrival may have come before its end.
+        (!self.has_arrived(peer)).then_some(ended)
     }
 
     /// Whether a process watches the ranks from outside.
@@ -148,51 +238,81 @@ impl Waiter<'_> {
         matches!(tombstone::state(self.world.supervisor()), Stone::Held(_))
     }
 
-    /// Sleeps until the peer's arrival, state, end or death, or the end of the slice.
-    fn sleep(&self, peer: usize, stone: u32, slice: Duration) {
-        let arrived = self.world.arrived(peer, self.group);
-        let seen = arrived.load(Ordering::Acquire);
-        let sleepers = self.world.sleepers(peer, self.group);
-        sleepers.fetch_add(1, Ordering::SeqCst);
-        // Whoever arrives looks for sleepers after it has arrived, so that one of both sees the other.
-        if !self.has_arrived(peer) && self.world.is_calm() {
-            let state = self.world.state_word(peer);
-            let end = self.world.end_word(peer);
-            let supervisor = self.world.supervisor();
-            let mut words = vec![
-                (arrived, seen),
-                (self.world.poison_word(), 0),
-                (state, state.load(Ordering::Acquire)),
-                (end, end.load(Ordering::Acquire)),
-            ];
-            if tombstone::decode(stone) != Stone::Dead {
-                words.push((self.world.tombstone(peer), stone));
-            }
-            let watched = supervisor.load(Ordering::Acquire);
-            if matches!(tombstone::decode(watched), Stone::Held(_)) {
-                words.push((supervisor, watched));
+    /// Sleeps until the first one's arrival, the alarm, a death, or the end of the slice.
+    fn sleep(&self, late: &[Late], alarm: u32, slice: Duration) {
+        let first = late[0].rank;
+        let arrived = self.world.arrived(first, self.group);
+        let sleepers = self.world.sleepers(first, self.group);
+        handshake::doze((arrived, sleepers), self.tick, (self.world.alarm(), alarm), |value| {
+            let mut words = vec![(arrived, value), (self.world.alarm(), alarm)];
+            // Most sleeps are short, and need not look that far.
+            if slice != NAP {
+                let is_dead = |rank| tombstone::state(self.world.tombstone(rank)) == Stone::Dead;
+                if late.iter().any(|late| late.dying.is_none() && is_dead(late.rank)) {
+                    return;
+                }
+                // Where there are too many, others sleep for the rest, and tell all.
+                let ranks = late.iter().map(|late| late.rank).cycle().skip(self.rank % late.len());
+                let stones = ranks.take(late.len()).map(|rank| self.world.tombstone(rank));
+                let held = iter::once(self.world.supervisor()).chain(stones).filter_map(|stone| {
+                    let seen = stone.load(Ordering::Acquire);
+                    matches!(tombstone::decode(seen), Stone::Held(_)).then_some((stone, seen))
+                });
+                words.extend(held.take(WAITV_WORDS - 2));
             }
             if futex::waitv(&words, slice) == WokenAny::Unsupported {
-                futex::wait(arrived, seen, slice.min(BLIND));
+                futex::wait(arrived, value, slice.min(BLIND));
             }
-        }
-        sleepers.fetch_sub(1, Ordering::SeqCst);
+        });
     }
 
-    /// How long the peer could have done something about it.
-    fn look(&self, peer: usize, clock: &mut Lived) -> Seen {
-        let lived = clock.tick();
-        // Asked rarely: it reads files.
-        if lived < self.limits.warn.min(self.limits.budget).min(Duration::from_secs(1)) {
-            return Seen { lived, suspended: false };
+    /// The error of one that lives and has used up its budget; before that, a word about it.
+    fn judge(&self, late: &mut Late, waited: Duration) -> Option<Error> {
+        let lived = late.clock.tick();
+        let budget = self.budget_of(late.rank);
+        // Seldom: it reads files.
+        if lived < late.look.min(late.word).min(budget) {
+            return None;
         }
-        let pid = self.world.pid(peer);
-        let evidence = (pid > 0).then(|| evidence(pid));
-        let suspended = evidence.is_some_and(|seen| seen.is_traced() || seen.is_stopped());
-        if suspended {
-            *clock = Lived::default();
+        let seen = Some(self.world.pid(late.rank)).filter(|&pid| pid > 0).map(evidence);
+        if seen.as_ref().is_some_and(|seen| seen.is_traced() || seen.is_stopped()) {
+            if !late.suspended && waited >= self.limits.warn && self.speaks() {
+                late.suspended = true;
+                tell(&format!(
+                    "{}; meanwhile its limit stands still",
+                    self.lateness(late.rank, waited, seen)
+                ));
+            }
+            *late = Late { dying: late.dying, suspended: late.suspended, ..self.late(late.rank) };
+            return None;
         }
-        Seen { lived, suspended }
+        late.suspended = false;
+        late.look = lived + self.look_every();
+        if lived >= budget {
+            return Some(self.stuck(late.rank, lived, seen));
+        }
+        if lived >= late.word {
+            late.word = lived + self.limits.again;
+            if self.speaks() {
+                let left = budget - lived;
+                tell(&format!(
+                    "{}; the limit is {budget:?}, of which {left:.1?} are left",
+                    self.lateness(late.rank, lived, seen)
+                ));
+            }
+        }
+        None
+    }
+
+    /// One of those who wait says who is late: the first.
+    fn speaks(&self) -> bool {
+        let first = self.members.iter().find(|&&member| member == self.rank || self.has_arrived(member));
+        first == Some(&self.rank)
+    }
+
+    /// How often to look at the process of one that is late.
+    fn look_every(&self) -> Duration {
+        self.limits.warn.min(self.limits.budget).min(Duration::from_secs(1))
     }
 
     /// What the peer may take for what it is doing.
@@ -203,21 +323,45 @@ impl Waiter<'_> {
         }
     }
 
+    /// Gives those who come at the same time a moment, so that the odd one of many stands out.
+    fn await_the_rest(&self) {
+        const TOGETHER: Duration = Duration::from_millis(3);
+        let began = Instant::now();
+        while began.elapsed() < TOGETHER
+            && self.world.is_calm()
+            && !self.members.iter().all(|&peer| self.has_arrived(peer))
+        {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
     /// The error of ranks that do not agree on this collective: of those that have arrived.
-    pub(crate) fn disagreement(&self) -> Error {
+    fn disagreement(&self) -> Error {
+        self.await_the_rest();
         let records: Vec<(usize, Record)> = self
             .members
             .iter()
             .filter(|&&peer| self.has_arrived(peer) || peer == self.rank)
             .filter_map(|&peer| Some((peer, self.world.record(peer, self.group, self.seq)?)))
             .collect();
-        let error = Error::new(
-            DISAGREE,
-            format!("ranks disagree on collective #{} of {}", self.seq, group_name(self.group)),
-        );
+        let same =
+            |of: fn(&Record) -> [u64; 2]| records.windows(2).all(|pair| of(&pair[0].1) == of(&pair[1].1));
+        let only_places = self.world.is_detailed()
+            && same(|record| without_place(record.agreed))
+            && !same(|record| record.agreed);
+        let number = format!("collective #{} of {}", self.seq, group_name(self.group));
+        let error = match only_places {
+            true => Error::new(PLACES_DIFFER, format!("ranks call {number} from different places")),
+            false => Error::new(DISAGREE, format!("ranks disagree on {number}")),
+        };
         let error = group_by_record(&records)
             .into_iter()
             .fold(error, |error, (ranks, record)| error.at(ranks, calls(&record)));
+        if only_places {
+            return error
+                .why("`LEYDEN_DEBUG=detail` compares call sites too; all else is the same on all ranks")
+                .hint("is a branch taken on some ranks alone? If it is meant, leave `detail` out");
+        }
         let kinds = |record: &Record| record.agreed[0] & 0xff;
         let same_op = records.windows(2).all(|pair| kinds(&pair[0].1) == kinds(&pair[1].1));
         let before = match self.seq - 1 {
@@ -252,19 +396,19 @@ impl Waiter<'_> {
         error.hint("its own words, above or in its log, say why; then start again from the last checkpoint")
     }
 
-    fn stuck(&self, peer: usize, waited: Duration) -> Error {
+    fn stuck(&self, peer: usize, waited: Duration, seen: Option<Evidence>) -> Error {
         let error = Error::new(STUCK, format!("rank {peer} does not come"));
         let error = self.with_places(error, peer).at("waited", format_args!("{waited:.1?}"));
-        let error = match self.world.pid(peer) {
-            0 => error.at("it is", "not there yet: it never joined the world"),
-            pid => error.at("it is", evidence(pid)),
+        let error = match seen {
+            None => error.at("it is", "not there yet: it never joined the world"),
+            Some(seen) => error.at("it is", seen),
         };
         error.at("budget", format_args!("{:?}", self.budget_of(peer))).hint(
             "if it only takes long there, announce it with `rank.long_op(name, budget, ..)` on that rank",
         )
     }
 
-    fn lateness(&self, peer: usize, waited: Duration) -> String {
+    fn lateness(&self, peer: usize, waited: Duration, seen: Option<Evidence>) -> String {
         let mut line = format!("rank {} waits for rank {peer} for {waited:.1?}", self.rank);
         if let Some(own) = self.world.record(self.rank, self.group, self.seq) {
             let _ = write!(line, " in {}", calls(&own));
@@ -273,13 +417,12 @@ impl Waiter<'_> {
             let since = Duration::from_nanos(now().saturating_sub(since));
             let _ = write!(line, "; it is in {} for {since:.1?}", words(&site));
         }
-        match self.world.pid(peer) {
-            0 => line += "; it never joined the world",
-            pid => {
-                let _ = write!(line, "; it is {}", evidence(pid));
+        match seen {
+            None => line += "; it never joined the world",
+            Some(seen) => {
+                let _ = write!(line, "; it is {}", seen.to_string().replace('\n', ", "));
             }
         }
-        let _ = write!(line, "; the limit is {:?}", self.budget_of(peer));
         line
     }
 
@@ -366,12 +509,6 @@ impl Waiter<'_> {
     }
 }
 
-struct Seen {
-    lived: Duration,
-    /// It is stopped, or somebody is at it with a debugger.
-    suspended: bool,
-}
-
 #[derive(PartialEq)]
 struct Edge {
     rank: usize,
@@ -380,9 +517,8 @@ struct Edge {
     awaits: Vec<usize>,
 }
 
-/// Whether an arrival has been made, over the wrap-around of its number.
-pub(crate) fn has_reached(arrived: u32, tick: u32) -> bool {
-    arrived.wrapping_sub(tick) < u32::MAX / 2
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "leyden: warning: {line}");
 }
 
 /// `ranks 1-3` and their common record, most first.
@@ -431,12 +567,21 @@ pub(crate) fn now() -> u64 {
     leyden_process::futex::now().as_nanos() as u64
 }
 
+/// The same, a tick late at the most: for what is told and not measured.
+pub(crate) fn lately() -> u64 {
+    leyden_process::futex::lately().as_nanos() as u64
+}
+
 const WAITS: u64 = 1 << 32;
-/// How long a sleep lasts before a rank looks around by itself.
+/// The first sleep of each wait.
+const NAP: Duration = Duration::from_millis(1);
+/// How long a later one lasts before a rank looks around by itself.
 const SLICE: Duration = Duration::from_millis(50);
 /// The same where the kernel cannot wake for several reasons.
 const BLIND: Duration = Duration::from_millis(2);
 /// How long to wait for the word of how a rank died.
 const AUTOPSY: Duration = Duration::from_millis(60);
+/// How many of those that are late are looked at by their files in `/proc`.
+const LOOKED_AT: usize = 16;
 /// When ranks that wait for each other are looked for, and how often.
 const CYCLE: Duration = Duration::from_millis(500);

@@ -6,8 +6,11 @@
 //! all that it needs of the one before. (Of two ranks, the one that reads a window is also the next to write to it.)
 
 use std::cmp;
+use std::ffi::OsStr;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,7 +19,9 @@ use leyden_process::supervise::evidence;
 use leyden_process::{Error, Result, futex};
 
 use crate::codes::{WORLD_FOREIGN, WORLD_SIZE};
+use crate::dump;
 use crate::element::Element;
+use crate::handshake::{self, CALM, POISONED, Wake, Writer};
 use crate::record::{Record, Site};
 
 /// The most ranks of one host.
@@ -67,6 +72,11 @@ impl World {
                 .at("possible", format_args!("1 to {MOST_RANKS} on one host")));
         }
         let world = Self { memory: Memory::new(bytes(size))?, size };
+        world.memory.word(RUN).store(std::process::id(), Ordering::Relaxed);
+        world.memory.word(DETAIL).store(u32::from(dump::is_detail_asked_for()), Ordering::Relaxed);
+        if let Some(folder) = dump::folder_asked_for() {
+            world.set_folder(&folder);
+        }
         world.memory.long(SIZE).store(size as u64, Ordering::Relaxed);
         world.memory.long(MAGIC).store(MAGIC_WORD, Ordering::Release);
         Ok(world)
@@ -96,15 +106,71 @@ impl World {
         self.size
     }
 
-    /// Says how a rank's process ended; whoever waits for it wakes. `words`: "killed by SIGKILL", and its last lines.
+    /// The process that made it: the name of the run, for people.
+    pub(crate) fn run(&self) -> u32 {
+        self.memory.word(RUN).load(Ordering::Relaxed)
+    }
+
+    /// Whether all is to be compared and kept: `LEYDEN_DEBUG=detail`, as whoever made the world was told.
+    pub(crate) fn is_detailed(&self) -> bool {
+        self.memory.word(DETAIL).load(Ordering::Relaxed) != 0
+    }
+
+    /// Where records go that are kept: as was asked for, else the run's folder, else the temporary one.
+    pub(crate) fn folder(&self) -> PathBuf {
+        match self.folder_bytes() {
+            bytes if bytes.is_empty() => std::env::temp_dir(),
+            bytes => PathBuf::from(OsStr::from_bytes(&bytes)),
+        }
+    }
+
+    /// Names the run's folder, unless another one was asked for.
+    pub(crate) fn offer_folder(&self, folder: &Path) {
+        if self.folder_bytes().is_empty() {
+            self.set_folder(folder);
+        }
+    }
+
+    /// A path that is too long for the system is not kept.
+    fn set_folder(&self, folder: &Path) {
+        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        let bytes = folder.as_os_str().as_bytes();
+        if bytes.len() <= FOLDER_BYTES - 4 {
+            self.memory.write(FOLDER + 4, bytes);
+            self.memory.word(FOLDER).store(bytes.len() as u32, Ordering::Release);
+        }
+    }
+
+    fn folder_bytes(&self) -> Vec<u8> {
+        self.read_bytes(FOLDER, FOLDER_BYTES)
+    }
+
+    /// Nobody outside watches the ranks: they tell each other how one ended.
+    pub(crate) fn set_unattended(&self) {
+        self.memory.word(UNATTENDED).store(1, Ordering::Release);
+    }
+
+    pub(crate) fn is_unattended(&self) -> bool {
+        self.memory.word(UNATTENDED).load(Ordering::Acquire) != 0
+    }
+
+    /// Whether it is for us to keep the records of a world that all have left for the `times + 1`st time.
+    pub(crate) fn takes_the_last_records(&self, times: u32) -> bool {
+        let word = self.memory.word(KEPT);
+        word.compare_exchange(times, times + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Says how a rank's process ended, unless that was said; whoever waits for it wakes. `words`: "killed by SIGKILL", and
+    /// its last lines.
     pub(crate) fn tell_end(&self, rank: usize, clean: bool, words: &str) {
-        let place = self.rank(rank);
-        self.write_text(place + END_WORDS, END_WORDS_BYTES, words);
-        let end = if clean { End::Clean } else { End::Failed };
         let word = self.end_word(rank);
+        if word.compare_exchange(0, END_BEING_TOLD, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return;
+        }
+        self.write_text(self.rank(rank) + END_WORDS, END_WORDS_BYTES, words);
+        let end = if clean { End::Clean } else { End::Failed };
         word.store(end as u32, Ordering::Release);
-        futex::wake(word, u32::MAX);
-        self.wake_all();
+        self.raise();
     }
 
     /// How a rank's process ended, once that is known, and in which words.
@@ -117,52 +183,53 @@ impl World {
         (end, self.read_text(self.rank(rank) + END_WORDS, END_WORDS_BYTES))
     }
 
-    pub(crate) fn end_word(&self, rank: usize) -> &AtomicU32 {
+    fn end_word(&self, rank: usize) -> &AtomicU32 {
         self.memory.word(self.rank(rank) + END)
     }
 
-    /// The first failure of the world ends all waits of all ranks.
-    pub(crate) fn poison(&self, error: &Error) {
+    /// The first failure of the world ends all waits of all ranks. Gives the error with the place of the records of all
+    /// ranks, if they were kept.
+    pub(crate) fn poison(&self, error: &Error) -> Error {
         if !self.takes_the_pen() {
-            return;
+            return match self.poisoned().as_ref().and_then(|first| first.place(dump::PLACE)) {
+                Some(place) => error.clone().at_if_absent(dump::PLACE, place),
+                None => error.clone(),
+            };
         }
+        let kept = dump::keep(self, error);
+        let with_place = |error: Error| match &kept {
+            Some(kept) => error.at_if_absent(dump::PLACE, kept),
+            None => error,
+        };
+        let error = with_place(error.clone());
         let mut wire = error.to_wire();
         if wire.len() > POISON_BYTES {
             let what: String = error.what().chars().take(1000).collect();
-            wire = Error::new(error.code(), what).to_wire();
+            wire = with_place(Error::new(error.code(), what)).to_wire();
         }
         self.memory.write(POISON_WORDS, &wire);
         self.memory.word(POISON_LENGTH).store(wire.len() as u32, Ordering::Relaxed);
-        let word = self.poison_word();
-        word.store(POISONED, Ordering::Release);
-        futex::wake(word, u32::MAX);
-        self.wake_all();
+        handshake::put_pen_down(self.poison_word(), self.alarm(), &Futexes);
+        if let Some(kept) = kept {
+            kept.finish();
+        }
+        error
     }
 
     /// Whether it is for us to write what the world failed of. Whoever writes may be killed while it does: then the next one
     /// writes it anew.
     fn takes_the_pen(&self) -> bool {
-        /// A writer needs microseconds, and a process that was killed a while to die.
+        /// A writer needs milliseconds, and a process that was killed a while to die.
         const PATIENCE: Duration = Duration::from_secs(1);
-        let (word, own) = (self.poison_word(), POISONING | std::process::id() << POISONING_BITS);
-        let take = |from| word.compare_exchange(from, own, Ordering::AcqRel, Ordering::Acquire);
         let start = Instant::now();
-        loop {
-            match take(CALM) {
-                Ok(_) => return true,
-                Err(POISONED) => return false,
-                Err(writer) => {
-                    let process = evidence((writer >> POISONING_BITS) as i32);
-                    if matches!(process.state, None | Some('Z' | 'X')) && take(writer).is_ok() {
-                        return true;
-                    }
-                    if start.elapsed() > PATIENCE {
-                        return false;
-                    }
-                    std::thread::sleep(Duration::from_micros(200));
-                }
+        handshake::take_pen(self.poison_word(), std::process::id(), |writer| {
+            let process = evidence(writer as i32);
+            if matches!(process.state, None | Some('Z' | 'X')) {
+                return Some(Writer::Died);
             }
-        }
+            std::thread::sleep(Duration::from_micros(200));
+            (start.elapsed() < PATIENCE).then_some(Writer::Lives)
+        })
     }
 
     /// What the world failed of, if it did.
@@ -181,8 +248,18 @@ impl World {
         self.poison_word().load(Ordering::Relaxed) == CALM
     }
 
-    pub(crate) fn poison_word(&self) -> &AtomicU32 {
+    fn poison_word(&self) -> &AtomicU32 {
         self.memory.word(POISON)
+    }
+
+    /// The count that goes up with whatever ends a wait but an arrival: see [`handshake`].
+    pub(crate) fn alarm(&self) -> &AtomicU32 {
+        self.memory.word(ALARM)
+    }
+
+    /// Lets all ranks that wait look around.
+    pub(crate) fn raise(&self) {
+        handshake::raise(self.alarm(), &Futexes);
     }
 
     /// The tombstone of whoever watches the ranks from outside, if there is somebody.
@@ -219,7 +296,12 @@ impl World {
         }
     }
 
-    /// The same to somebody who is here for the `times + 1`st time: one that has not come so often is yet to come, and one
+    /// How often a rank had come before this time.
+    pub(crate) fn times(&self, rank: usize) -> u32 {
+        self.state_word(rank).load(Ordering::Acquire) >> STATE_BITS.count_ones()
+    }
+
+    /// Its state to somebody who is here for the `times + 1`st time: one that has not come so often is yet to come, and one
     /// that has come more often has left.
     pub(crate) fn state_in(&self, rank: usize, times: u32) -> State {
         match self.times(rank).cmp(&times) {
@@ -227,11 +309,6 @@ impl World {
             cmp::Ordering::Equal => self.state(rank),
             cmp::Ordering::Greater => State::Left,
         }
-    }
-
-    /// How often a rank had come before.
-    pub(crate) fn times(&self, rank: usize) -> u32 {
-        self.state_word(rank).load(Ordering::Acquire) >> STATE_BITS.count_ones()
     }
 
     /// The failure is over, for ranks that have come `times` times before: their collectives go on at one number. Only rank
@@ -246,6 +323,7 @@ impl World {
         self.memory.word(RENEWED_TICK).store(tick, Ordering::Relaxed);
         self.memory.long(RENEWED_SEQ).store(seq.unwrap_or(0), Ordering::Relaxed);
         self.poison_word().store(CALM, Ordering::Release);
+        self.raise();
         self.memory.word(RENEWED).store(times, Ordering::Release);
         futex::wake(self.memory.word(RENEWED), u32::MAX);
     }
@@ -261,7 +339,7 @@ impl World {
         (tick, self.memory.long(RENEWED_SEQ).load(Ordering::Relaxed))
     }
 
-    pub(crate) fn state_word(&self, rank: usize) -> &AtomicU32 {
+    fn state_word(&self, rank: usize) -> &AtomicU32 {
         self.memory.word(self.rank(rank) + STATE)
     }
 
@@ -269,8 +347,7 @@ impl World {
     pub(crate) fn set_state(&self, rank: usize, times: u32, state: State) {
         let word = times << STATE_BITS.count_ones() | state as u32;
         self.state_word(rank).store(word, Ordering::Release);
-        futex::wake(self.state_word(rank), u32::MAX);
-        self.wake_all();
+        self.raise();
     }
 
     /// What a rank is doing outside of collectives.
@@ -313,34 +390,42 @@ impl World {
         self.rank(rank) + SITES_AT + (number as usize - 1) % SITES as usize * SITE_BYTES
     }
 
-    /// Writes a record; it is seen once its arrival is. What is compared lies beside the arrival: whoever waits for the one
-    /// has the other, and the rest is read only if something is wrong.
-    pub(crate) fn write_record(&self, rank: usize, group: usize, seq: u64, agreed: [u64; 2], site: u32) {
+    /// Writes a record, and announces what is agreed beside the arrival, where whoever looks for that finds it without
+    /// another look at memory; it is seen once the arrival is.
+    pub(crate) fn write_record(
+        &self,
+        rank: usize,
+        group: usize,
+        seq: u64,
+        agreed: [u64; 2],
+        site: u32,
+        time: u64,
+    ) {
         let record = self.record_offset(rank, group, seq);
-        for (word, value) in [agreed[0], agreed[1], u64::from(site), seq].into_iter().enumerate() {
+        let words = [agreed[0], agreed[1], u64::from(site), time, seq];
+        for (word, value) in words.into_iter().enumerate() {
             self.memory.long(record + 8 * word).store(value, Ordering::Relaxed);
         }
-        let beside = self.agreed_offset(rank, group, seq);
-        self.memory.long(beside).store(agreed[0], Ordering::Relaxed);
-        self.memory.long(beside + 8).store(agreed[1], Ordering::Relaxed);
+        let announced = self.announced_offset(rank, group, seq);
+        self.memory.long(announced).store(agreed[0], Ordering::Relaxed);
+        self.memory.long(announced + 8).store(agreed[1], Ordering::Relaxed);
     }
 
-    /// What a rank has agreed to as its collective `seq`: of its last two alone.
+    /// What a rank has agreed to as its collective `seq`: of the last two alone.
     pub(crate) fn agreed(&self, rank: usize, group: usize, seq: u64) -> [u64; 2] {
-        let beside = self.agreed_offset(rank, group, seq);
-        [0, 8].map(|word| self.memory.long(beside + word).load(Ordering::Relaxed))
+        let announced = self.announced_offset(rank, group, seq);
+        [0, 8].map(|word| self.memory.long(announced + word).load(Ordering::Relaxed))
     }
 
-    /// A rank begins its next but one collective once all have begun the next, and so have compared this one.
-    fn agreed_offset(&self, rank: usize, group: usize, seq: u64) -> usize {
-        self.arrival_offset(rank, group) + AGREED + seq as usize % 2 * 16
+    fn announced_offset(&self, rank: usize, group: usize, seq: u64) -> usize {
+        self.arrival_offset(rank, group) + ANNOUNCED + handshake::parity(seq) * 16
     }
 
     /// The whole record of a rank's collective `seq`, if it is still there.
     pub(crate) fn record(&self, rank: usize, group: usize, seq: u64) -> Option<Record> {
         let offset = self.record_offset(rank, group, seq);
         let word = |word: usize| self.memory.long(offset + 8 * word).load(Ordering::Relaxed);
-        (seq > 0 && word(3) == seq).then(|| Record {
+        (seq > 0 && word(4) == seq).then(|| Record {
             seq,
             group: group as u8,
             agreed: [word(0), word(1)],
@@ -356,6 +441,19 @@ impl World {
             })
             .max()?;
         self.record(rank, group, last)
+    }
+
+    /// All records of a rank in a group that are still there, and when each was written, on the clock of all processes, in
+    /// ns.
+    pub(crate) fn records(&self, rank: usize, group: usize) -> Vec<(Record, u64)> {
+        let word = |place: u64, word: usize| {
+            self.memory.long(self.record_offset(rank, group, place) + 8 * word).load(Ordering::Relaxed)
+        };
+        let mut records: Vec<(Record, u64)> = (0..RING as u64)
+            .filter_map(|place| Some((self.record(rank, group, word(place, 4))?, word(place, 3))))
+            .collect();
+        records.sort_by_key(|(record, _)| record.seq);
+        records
     }
 
     fn record_offset(&self, rank: usize, group: usize, seq: u64) -> usize {
@@ -441,7 +539,7 @@ impl World {
     /// Two ranks write into one place by turns: each into the one that it has read last, whose lines are in its cache. A line
     /// then crosses once for each arrival, and not a second time to be taken back.
     fn window(&self, rank: usize, group: usize, tick: u32) -> usize {
-        let odd = tick as usize % 2;
+        let odd = handshake::parity(tick.into());
         let (owner, place) = if self.size == 2 { (rank ^ odd, 0) } else { (rank, odd) };
         HEADER + self.size * RANK_BYTES + ((owner * MOST_GROUPS + group) * 2 + place) * WINDOW
     }
@@ -449,17 +547,6 @@ impl World {
     fn rank(&self, rank: usize) -> usize {
         assert!(rank < self.size, "rank {rank} of {}", self.size);
         HEADER + rank * RANK_BYTES
-    }
-
-    /// Wakes all ranks that wait for another's arrival, so that they look around.
-    fn wake_all(&self) {
-        for rank in 0..self.size {
-            for group in 0..MOST_GROUPS {
-                if self.sleepers(rank, group).load(Ordering::SeqCst) > 0 {
-                    futex::wake(self.arrived(rank, group), u32::MAX);
-                }
-            }
-        }
     }
 
     /// A text of at most `room - 4` bytes, with its length before it.
@@ -473,10 +560,23 @@ impl World {
     }
 
     fn read_text(&self, offset: usize, room: usize) -> String {
+        String::from_utf8_lossy(&self.read_bytes(offset, room)).into_owned()
+    }
+
+    fn read_bytes(&self, offset: usize, room: usize) -> Vec<u8> {
         let length = self.memory.word(offset).load(Ordering::Acquire) as usize;
         let mut bytes = vec![0; length.min(room - 4)];
         self.memory.read(offset + 4, &mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
+        bytes
+    }
+}
+
+/// Wakes by the kernel.
+pub(crate) struct Futexes;
+
+impl Wake for Futexes {
+    fn wake(&self, word: &AtomicU32) {
+        futex::wake(word, u32::MAX);
     }
 }
 
@@ -492,12 +592,6 @@ pub(crate) const RING: usize = 64;
 pub(crate) const SITES: u32 = 256;
 
 const MAGIC_WORD: u64 = u64::from_le_bytes(*b"leyden/1");
-const CALM: u32 = 0;
-/// With the number of the process that writes above these bits.
-const POISONING: u32 = 1;
-const POISONING_BITS: u32 = 2;
-const POISONED: u32 = 2;
-
 // The header.
 const MAGIC: usize = 0;
 const SIZE: usize = 8;
@@ -505,13 +599,20 @@ const SUPERVISOR: usize = 16;
 const RENEWED: usize = 20;
 const RENEWED_TICK: usize = 24;
 const RENEWED_SEQ: usize = 32;
+const RUN: usize = 40;
+const DETAIL: usize = 44;
+const UNATTENDED: usize = 48;
+const KEPT: usize = 52;
 const POISON: usize = 64;
 const POISON_LENGTH: usize = 68;
+const ALARM: usize = 72;
 const POISON_WORDS: usize = 128;
 const POISON_BYTES: usize = 16 << 10;
 const GROUPS_AT: usize = POISON_WORDS + POISON_BYTES;
 const HEADER: usize = 32 << 10;
-const _: () = assert!(GROUPS_AT + MOST_GROUPS * MOST_RANKS / 8 <= HEADER);
+const FOLDER_BYTES: usize = 4 << 10;
+const FOLDER: usize = HEADER - FOLDER_BYTES;
+const _: () = assert!(GROUPS_AT + MOST_GROUPS * MOST_RANKS / 8 <= FOLDER);
 
 // Each rank's part. Its state is the low bits of its word; the others count how often it had come before.
 const STATE_BITS: u32 = 0b1111;
@@ -519,6 +620,8 @@ const TOMBSTONE: usize = 0;
 const STATE: usize = 64;
 const PID: usize = 68;
 const END: usize = 72;
+/// Somebody writes the words.
+const END_BEING_TOLD: u32 = 3;
 const PHASE: usize = 76;
 const PHASE_SINCE: usize = 80;
 const PHASE_BUDGET: usize = 88;
@@ -527,10 +630,11 @@ const END_WORDS_BYTES: usize = 4096 - END_WORDS;
 const ARRIVALS_AT: usize = 4096;
 /// A cache line: no two ranks' arrivals share one.
 const ARRIVAL_BYTES: usize = 64;
-const AGREED: usize = 16;
+/// In it, after arrival, sleepers and what is awaited.
+const ANNOUNCED: usize = 16;
 const RECORDS_AT: usize = ARRIVALS_AT + MOST_GROUPS * ARRIVAL_BYTES;
-const RECORD_BYTES: usize = 32;
-const RECORD_SEQ: usize = 24;
+const RECORD_BYTES: usize = 64;
+const RECORD_SEQ: usize = 32;
 const SITES_AT: usize = RECORDS_AT + MOST_GROUPS * RING * RECORD_BYTES;
 const SITE_BYTES: usize = 256;
 const SITE_LABEL_BYTES: usize = 96;
@@ -565,7 +669,7 @@ mod tests {
         let world = World::create(2).unwrap();
         let site = Site { label: "epoch end".to_owned(), place: "ä".repeat(200) };
         world.write_site(1, 5, &site);
-        world.write_record(1, 0, 70, [1, 2], 5);
+        world.write_record(1, 0, 70, [1, 2], 5, 9);
         assert_eq!((world.agreed(1, 0, 70), world.agreed(1, 0, 69)), ([1, 2], [0, 0]));
         let record = world.record(1, 0, 70).unwrap();
         assert_eq!((record.agreed, &record.site.label[..]), ([1, 2], "epoch end"));
@@ -593,7 +697,7 @@ mod tests {
     fn a_process_that_is_killed_while_it_poisons_keeps_nobody_from_it() {
         let world = World::create(1).unwrap();
         let mut writer = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        world.poison_word().store(POISONING | writer.id() << POISONING_BITS, Ordering::SeqCst);
+        assert!(handshake::take_pen(world.poison_word(), writer.id(), |_| None));
         std::thread::scope(|scope| {
             scope.spawn(|| world.poison(&Error::new(WORLD_SIZE, "second")));
             writer.kill().unwrap();

@@ -103,9 +103,18 @@ pub fn waitv(words: &[(&AtomicU32, u32)], timeout: Duration) -> WokenAny {
 
 /// The time of `CLOCK_MONOTONIC`, which all processes of a machine share.
 pub fn now() -> Duration {
+    read(libc::CLOCK_MONOTONIC)
+}
+
+/// The same as of the kernel's last tick, up to 10 ms ago: for a fifth of the cost, where a time is only told.
+pub fn lately() -> Duration {
+    read(libc::CLOCK_MONOTONIC_COARSE)
+}
+
+fn read(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is writable for the call; the clock exists on every Linux.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    // SAFETY: `time` is writable for the call; both clocks exist on every Linux.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
     Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
 }
 
@@ -153,6 +162,13 @@ mod tests {
             }
             assert_eq!(sleeper.join().unwrap(), Woken::Woken);
         });
+    }
+
+    #[test]
+    fn the_cheap_clock_is_the_same_one_a_little_late() {
+        let before = now();
+        let lately = lately();
+        assert!(lately <= now() && lately + Duration::from_millis(200) > before);
     }
 
     #[test]

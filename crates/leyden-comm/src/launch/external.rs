@@ -70,6 +70,7 @@ fn meeting(environment: &Environment) -> String {
 /// Rank 0.
 fn receive(name: &str, size: usize, deadline: Instant, patience: Duration) -> Result<World> {
     let world = World::create(size)?;
+    world.set_unattended();
     let listener = SocketAddr::from_abstract_name(name)
         .and_then(|address| UnixListener::bind_addr(&address))
         .map_err(|error| {
@@ -265,8 +266,7 @@ fn missing(world: &World, admitted: &[bool], patience: Duration) -> Error {
         .at("ranks", world.size())
         .at("waited", format_args!("{patience:?}"))
         .hint("look at what those say, and whether the launcher has started them");
-    world.poison(&error);
-    error
+    world.poison(&error)
 }
 
 fn build() -> String {

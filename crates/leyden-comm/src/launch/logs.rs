@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver};
@@ -15,6 +16,7 @@ use leyden_process::{Error, Result, threads};
 use serde::{Deserialize, Serialize};
 
 use crate::codes::LAUNCH_LOGS;
+use crate::dump;
 
 /// A folder with a file for each rank above 0.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,18 +55,24 @@ impl Logs {
         fs::metadata(&file).is_ok_and(|data| data.len() > 0).then_some(file)
     }
 
-    /// Removes what is temporary and of no use. Whether something is left that somebody should be told of.
-    pub(super) fn put_away(&self, failed: bool) -> bool {
+    /// Removes what is temporary and of no use: what was printed counts if a rank has `failed`, records of ranks if errors have
+    /// `named` them. Gives what is left, in words.
+    pub(super) fn put_away(&self, failed: bool, named: bool) -> Option<&'static str> {
         if !self.temporary {
-            return false;
+            return None;
         }
-        let mut files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let printed = files.any(|file| file.metadata().is_ok_and(|data| data.len() > 0));
-        let kept = failed && printed;
-        if !kept {
+        let is_record = |file: &fs::DirEntry| file.file_name().as_bytes().ends_with(dump::ENDING.as_bytes());
+        let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let (records, logs): (Vec<_>, Vec<_>) = files.partition(is_record);
+        let printed = logs.iter().any(|log| log.metadata().is_ok_and(|data| data.len() > 0));
+        if failed && printed {
+            Some("what the ranks printed")
+        } else if named && !records.is_empty() {
+            Some("a file with the records of all ranks")
+        } else {
             let _ = fs::remove_dir_all(&self.folder);
+            None
         }
-        kept
     }
 }
 

@@ -66,7 +66,8 @@ impl Default for LaunchOptions {
 ///
 /// A world of 1 needs no process. Under a launcher (torchrun, srun, mpirun, or whoever sets `RANK` and `WORLD_SIZE`: see
 /// [`Environment`]) nothing is started: its ranks find each other on their host, and wait for each other up to 60 s, or as
-/// many seconds as `LEYDEN_JOIN_TIMEOUT` says. They are watched by each other alone, then: how one died is not known.
+/// many seconds as `LEYDEN_JOIN_TIMEOUT` says. They are watched by each other alone, then: how one died they
+/// learn from the kernel (from Linux 6.15 on; before, where the launcher has not taken its exit status yet).
 ///
 /// # Example
 ///
@@ -278,9 +279,10 @@ fn launch(size: usize, options: &LaunchOptions) -> Result<WorldHandle> {
     }
     expect_descriptors(size, supervisor::DESCRIPTORS + supervisor::DESCRIPTORS_EACH * (size - 1))?;
     let logs = Logs::make(options.folder.as_deref())?;
+    world.offer_folder(&logs.folder);
     let started = start(&world, options.grace, &logs);
     if started.is_err() {
-        logs.put_away(false);
+        logs.put_away(false, false);
     }
     started?;
     Ok(WorldHandle { world, rank: 0, logs: Some(logs.folder), joined: Mutex::new(0), starter: None })
@@ -460,8 +462,8 @@ impl Attendant {
             .at("rank", 0)
             .at("the supervisor", cause);
         // Those that wait notice the end themselves, in words of their own.
-        if self.logs.put_away(true) {
-            say(&format!("what the ranks printed is in {}", self.logs.folder.display()));
+        if let Some(what) = self.logs.put_away(true, true) {
+            say(&format!("{what} is in {}", self.logs.folder.display()));
         }
         let error = error.why("the other ranks have ended with it");
         self.world.poison(&error.hint("start the program again; `dmesg` says whether memory had run out"));

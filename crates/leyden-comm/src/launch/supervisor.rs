@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::logs::{Logs, Writing};
 use super::program::{HandedOver, Report, Word};
+use crate::autopsy::in_words;
 use crate::codes::{DIED, LAUNCH_START};
 use crate::world::{State, World};
 
@@ -54,6 +55,7 @@ pub(super) fn supervise(order: Order, mut program: Parent) -> Result<()> {
         announce: None,
         poison: None,
         signals: 0,
+        interrupted: false,
         failed: false,
     }
     .run();
@@ -93,6 +95,8 @@ struct Supervisor {
     poison: Option<(Instant, Error)>,
     /// How many signals were passed on.
     signals: u32,
+    /// Whether a signal has ended the program, and no failure before: what follows from it needs no records.
+    interrupted: bool,
     /// Whether a rank has failed.
     failed: bool,
 }
@@ -194,6 +198,7 @@ impl Supervisor {
         let cause = self.process.wait(Duration::from_secs(1)).unwrap_or(Cause::Unknown);
         let words = in_words(cause);
         self.say_if_late(cause, &format!("rank 0 {words}"));
+        let was_calm = self.world.is_calm();
         self.world.tell_end(0, false, &words);
         self.fail(0, &words, &[]);
         let signal = match cause {
@@ -206,6 +211,7 @@ impl Supervisor {
         match signal {
             // It has not survived its first signal, and nobody has passed that one on; or this is the second.
             Some(signal) => {
+                self.interrupted |= was_calm;
                 self.begin_grace(format!("rank 0 was ended by {}", signal.name()));
                 let second = matches!(cause, Cause::Exited(_)) && self.signals > 0;
                 if self.signals == 0 || second {
@@ -292,6 +298,7 @@ impl Supervisor {
     /// The first signal is the ranks' own to handle, the second ends them at once.
     fn pass_on(&mut self, number: i32) {
         self.signals += 1;
+        self.interrupted |= self.world.is_calm();
         if self.signals > 1 {
             self.deadline = Some(Instant::now());
         } else if let Some(signal) = Signal::from_number(number) {
@@ -336,18 +343,9 @@ impl Supervisor {
 
     fn clear_up(&self) {
         self.writing.finish();
-        if self.order.logs.put_away(self.failed) {
-            say(&format!("what the ranks printed is in {}", self.order.logs.folder.display()));
+        if let Some(what) = self.order.logs.put_away(self.failed, !self.interrupted) {
+            say(&format!("{what} is in {}", self.order.logs.folder.display()));
         }
-    }
-}
-
-/// How a process ended that has no goodbye to say.
-fn in_words(cause: Cause) -> String {
-    match cause {
-        Cause::Exited(code) => format!("exited with code {code}"),
-        Cause::Unknown => "ended; how is not known".to_owned(),
-        other => other.to_string(),
     }
 }
 

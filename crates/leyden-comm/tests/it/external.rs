@@ -21,6 +21,8 @@ fn start(run: &str, rank: usize, size: usize, patience: &str) -> Child {
     command.env("RANK", rank.to_string()).env("WORLD_SIZE", size.to_string());
     command.env("TORCHELASTIC_RUN_ID", format!("{run}-{}", std::process::id()));
     command.env("LEYDEN_JOIN_TIMEOUT", patience).env("RUST_BACKTRACE", "0");
+    // Records of ranks that fail here are of use to nobody.
+    command.env("LEYDEN_DUMP_DIR", env!("CARGO_TARGET_TMPDIR"));
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 

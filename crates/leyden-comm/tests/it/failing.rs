@@ -18,6 +18,12 @@ where
     let took = began.elapsed();
     println!("{took:?}: {error:?}");
     assert!(took < SOON, "{took:?}: {error:?}");
+    if let Some(records) = error.place("records of all ranks") {
+        let text = std::fs::read_to_string(records).unwrap_or_else(|why| panic!("{records}: {why}"));
+        let records_of = serde_json::from_str::<serde_json::Value>(&text).unwrap();
+        assert_eq!(records_of["ranks"].as_array().unwrap().len(), ranks, "{text}");
+        std::fs::remove_file(records).unwrap();
+    }
     error
 }
 
@@ -89,7 +95,9 @@ fn each_way_to_disagree_is_an_error_before_data_moves() {
             rank.barrier("before")?;
             way(rank)
         });
-        expect(&error.unwrap_err(), "D0103", &words);
+        let error = error.unwrap_err();
+        expect(&error, "D0103", &words);
+        std::fs::remove_file(error.place("records of all ranks").unwrap()).unwrap();
         assert!(began.elapsed() < SOON);
     }
 }
@@ -259,6 +267,10 @@ fn a_result_that_cannot_be_sent_is_told_as_such() {
     let error = error.map(drop).unwrap_err();
     assert_eq!(error.code().id, "D0109", "{error:?}");
     assert!(error.place("rank").is_some(), "{error:?}");
+    // If the other one waited still.
+    if let Some(records) = error.place("records of all ranks") {
+        std::fs::remove_file(records).unwrap();
+    }
 }
 
 #[test]

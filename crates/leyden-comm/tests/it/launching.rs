@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -13,22 +13,29 @@ const LONG: Duration = Duration::from_secs(40);
 
 /// A program of `examples/` that runs, with a mark in its environment and in that of all that it starts, and a folder for
 /// its temporary files.
-struct Program {
-    child: Child,
+pub(crate) struct Program {
+    pub(crate) child: Child,
     mark: String,
     folder: tempfile::TempDir,
 }
 
 /// How a program ended and what it said.
-struct Ended {
-    status: ExitStatus,
-    stdout: String,
-    stderr: String,
-    took: Duration,
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) took: Duration,
+    /// The files with the records of all ranks, and what is in them.
+    pub(crate) records: Vec<(PathBuf, serde_json::Value)>,
 }
 
 impl Program {
-    fn start(words: &str) -> Self {
+    pub(crate) fn start(words: &str) -> Self {
+        Self::start_with(words, &[])
+    }
+
+    /// The same with more variables in its environment.
+    pub(crate) fn start_with(words: &str, variables: &[(&str, &str)]) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let mut words = words.split(' ');
         let examples = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples");
@@ -39,6 +46,7 @@ impl Program {
             .args(words)
             .env("LEYDEN_TEST", &mark)
             .env("TMPDIR", folder.path())
+            .envs(variables.iter().copied())
             .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -49,7 +57,7 @@ impl Program {
     }
 
     /// All its processes, itself too, with their names.
-    fn processes(&self) -> Vec<(i32, String)> {
+    pub(crate) fn processes(&self) -> Vec<(i32, String)> {
         let alive =
             |pid: &i32| !matches!(leyden_process::supervise::evidence(*pid).state, None | Some('Z' | 'X'));
         fs::read_dir("/proc")
@@ -66,25 +74,25 @@ impl Program {
             .collect()
     }
 
-    fn pid_of(&self, name: &str) -> i32 {
+    pub(crate) fn pid_of(&self, name: &str) -> i32 {
         let processes = self.processes();
         let found = processes.iter().find(|(_, theirs)| theirs == name);
         found.unwrap_or_else(|| panic!("{name} in {processes:?}")).0
     }
 
-    fn wait_until_ready(&mut self) {
+    pub(crate) fn wait_until_ready(&mut self) {
         let mut line = String::new();
         BufReader::new(self.child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n");
     }
 
-    fn signal(&self, pid: i32, signal: i32) {
+    pub(crate) fn signal(&self, pid: i32, signal: i32) {
         let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status().unwrap();
         assert!(sent.success());
     }
 
     /// Waits for its end, and until nothing is left of it.
-    fn end(mut self) -> Ended {
+    pub(crate) fn end(mut self) -> Ended {
         let start = Instant::now();
         let read = |pipe: Option<Box<dyn std::io::Read + Send>>| {
             std::thread::spawn(move || {
@@ -114,28 +122,56 @@ impl Program {
         let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
         let logs: Vec<_> =
             fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let records = records_in(self.folder.path());
         // What is kept is named.
         for log in logs {
             assert!(stderr.contains(log.to_str().unwrap()), "{} is left behind: {stderr}", log.display());
         }
-        Ended { status, stdout, stderr, took }
+        Ended { status, stdout, stderr, took, records }
     }
 }
 
-fn run(words: &str) -> Ended {
+/// The files with the records of all ranks in a folder and in those in it.
+fn records_in(folder: &Path) -> Vec<(PathBuf, serde_json::Value)> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let records = entries.flat_map(|path| {
+        if path.is_dir() {
+            return records_in(&path);
+        }
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(!name.ends_with(".partial"), "{name}");
+        let read = |path: &Path| serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+        name.ends_with(".json").then(|| (path.clone(), read(&path))).into_iter().collect()
+    });
+    records.collect()
+}
+
+pub(crate) fn run(words: &str) -> Ended {
     Program::start(words).end()
 }
 
 impl Ended {
     #[track_caller]
-    fn expect(&self, code: i32, stdout: &str, words: &[&str]) {
+    pub(crate) fn expect(&self, code: i32, stdout: &str, words: &[&str]) {
         let text = format!("{:?}\n{}\n{}", self.status, self.stdout, self.stderr);
         assert_eq!(self.status.code(), Some(code), "{text}");
         assert_eq!(self.stdout, stdout, "{text}");
         for word in words {
-            assert!(self.stderr.contains(word), "{word:?} is not in {text}");
+            assert!(self.says(word), "{word:?} is not in {text}");
         }
     }
+
+    /// Whether these words are on its stderr, however they are aligned.
+    pub(crate) fn says(&self, words: &str) -> bool {
+        squeezed(&self.stderr).contains(&squeezed(words))
+    }
+}
+
+/// Each line with one space where it had several.
+fn squeezed(text: &str) -> String {
+    let lines: Vec<String> =
+        text.trim_end().lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    lines.join("\n")
 }
 
 #[test]
@@ -287,11 +323,11 @@ fn a_rank_that_dies_is_named_with_its_cause_and_its_last_words() {
             format!("{waiting}Error: error[D0105]: rank {rank} died"),
             format!("[rank 2]   cause           {cause}\n"),
         ] {
-            assert!(text.contains(&line), "{rank} {how}: {line:?} is not in {text}");
+            assert!(ended.says(&line), "{rank} {how}: {line:?} is not in {text}");
         }
         // The last words of rank 0 are on the terminal, which is not ours to read.
         if rank == 1 {
-            assert!(text.contains(&format!("\n[rank 2]   its stderr      about to {how}")), "{how}: {text}");
+            assert!(ended.says(&format!("[rank 2] its stderr about to {how}")), "{how}: {text}");
         }
         assert!(ended.took < Duration::from_secs(4), "{rank} {how}: {:?}", ended.took);
     }
@@ -326,7 +362,7 @@ fn when_rank_0_is_killed_the_others_are_told_by_what_and_end() {
     assert_eq!(ended.status.signal(), Some(9));
     for rank in [1, 2] {
         for words in ["Error: error[D0105]: rank 0 died", "  cause           killed by SIGKILL"] {
-            assert!(ended.stderr.contains(&format!("[rank {rank}] {words}")), "{}", ended.stderr);
+            assert!(ended.says(&format!("[rank {rank}] {words}")), "{}", ended.stderr);
         }
     }
 }

@@ -7,3 +7,4 @@ mod external;
 mod failing;
 mod launching;
 mod together;
+mod watching;

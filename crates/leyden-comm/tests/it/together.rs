@@ -1,6 +1,6 @@
 //! What ranks do together.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use leyden_comm::{Error, Group, Rank, ReduceOp, Result, launch};
 use leyden_process::error::USER;
@@ -122,20 +122,26 @@ fn bad_arguments_are_refused_before_anybody_waits() {
 
 #[test]
 fn more_ranks_than_cores_raise_no_false_alarm() {
-    fn busy(_: (), rank: &mut Rank) -> Result<()> {
-        // Less than what a rank waits for its turn on a core.
+    fn busy(seconds: f64, rank: &mut Rank) -> Result<()> {
+        // More than what a rank waits for its turn on a core.
         rank.set_limits(Duration::from_secs(2), Duration::from_secs(10));
         let mut data = vec![rank.rank() as f32; 1000];
-        for round in 0..300 {
+        let (began, mut round) = (Instant::now(), 0);
+        loop {
             rank.all_reduce(&mut data, ReduceOp::Mean)?;
             if round % 100 == rank.rank() {
                 std::thread::sleep(Duration::from_millis(20));
             }
             rank.barrier(&format!("round {round}"))?;
+            round += 1;
+            // All go on as long as any wants to.
+            if !rank.agree_any(round < 300 || began.elapsed().as_secs_f64() < seconds, "more")? {
+                return Ok(());
+            }
         }
-        Ok(())
     }
-    launch::spawn(8, busy, &()).unwrap();
+    let seconds = std::env::var("LEYDEN_SOAK_SECONDS").map_or(0.0, |seconds| seconds.parse().unwrap());
+    launch::spawn(8, busy, &seconds).unwrap();
 }
 
 #[test]
