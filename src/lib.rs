@@ -95,3 +95,8 @@ struct DataLoading;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/ranks.md")]
 struct Ranks;
+
+/// And that of training on them.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/training-on-ranks.md")]
+struct TrainingOnRanks;
