@@ -38,6 +38,26 @@ fn a_rank_that_fails_gives_the_exit_code_and_ends_the_others_after_the_grace() {
 }
 
 #[test]
+fn lines_of_ranks_that_print_at_once_are_whole_and_in_order() {
+    const LINES: usize = 10_000;
+    let (output, _) =
+        leyden("4", &format!("seq -f \"line %.0f of rank $RANK\" 1 {LINES} >&2; printf 'no end' >&2"));
+    assert!(output.status.success());
+    let said = text(&output.stderr);
+    for rank in 0..4 {
+        let name = if rank == 0 { String::new() } else { format!("[rank {rank}] ") };
+        let end = format!(" of rank {rank}");
+        let lines: Vec<&str> = said.lines().filter(|line| line.ends_with(&end)).collect();
+        assert_eq!(lines.len(), LINES);
+        for (number, line) in (1..).zip(lines) {
+            assert_eq!(line, format!("{name}line {number}{end}"));
+        }
+        assert!(said.lines().any(|line| line == format!("{name}no end")), "{rank}");
+    }
+    assert_eq!(said.lines().count(), 4 * (LINES + 1));
+}
+
+#[test]
 fn real_ranks_find_each_other() {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().unwrap().parent().unwrap().join("examples/rank_of_a_launcher");
