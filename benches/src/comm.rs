@@ -121,7 +121,8 @@ fn faulty((kind, folder): (usize, PathBuf), rank: &mut Rank) -> Result<()> {
 fn gloo() -> Result<BTreeMap<usize, Spread>> {
     let python = std::env::var("LEYDEN_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/allreduce_gloo.py");
-    let sizes = SIZES.iter().filter(|(_, _, in_segment, _)| !in_segment).map(|(_, bytes, ..)| bytes.to_string());
+    let sizes =
+        SIZES.iter().filter(|(_, _, in_segment, _)| !in_segment).map(|(_, bytes, ..)| bytes.to_string());
     let output = Command::new(&python)
         .args(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script])
         .args(sizes)
