@@ -64,6 +64,24 @@ fn every_collective_gives_each_rank_what_it_should() {
 }
 
 #[test]
+fn some_of_the_ranks_divide_the_work_of_a_long_sum() {
+    let sums = launch::threads(4, |rank| {
+        let some = rank.new_group(&[3, 0, 2])?;
+        let mut data: Vec<f32> =
+            (0..200_000).map(|index| (index % 1000 * (rank.rank() + 1)) as f32).collect();
+        if rank.rank() != 1 {
+            rank.all_reduce_in(some, &mut data, ReduceOp::Sum, "three")?;
+        }
+        Ok(data)
+    })
+    .unwrap();
+    for (rank, sum) in sums.iter().enumerate() {
+        let factor = if rank == 1 { 2 } else { 1 + 3 + 4 };
+        assert!(sum.iter().enumerate().all(|(index, &sum)| sum == (index % 1000 * factor) as f32), "{rank}");
+    }
+}
+
+#[test]
 fn a_world_of_one_works_like_any_other() {
     fn alone(_: (), rank: &mut Rank) -> Result<f32> {
         let mut data = [3.0_f32];
