@@ -46,6 +46,8 @@ pub const EXTERNAL_MISSING: Code = Code::new("D0217", exit::TRAINING_FAILED);
 pub const EXTERNAL_REFUSED: Code = Code::new("D0218", exit::CONFIGURATION);
 /// The socket at which ranks of a launcher meet cannot be had.
 pub const EXTERNAL_SOCKET: Code = Code::new("D0219", exit::CONFIGURATION);
+/// Ranks on several hosts have no token, or one that is too short.
+pub const SESSION_TOKEN: Code = Code::new("D0220", exit::CONFIGURATION);
 /// A launcher's variable is not a number.
 pub const NOT_A_NUMBER: Code = Code::new("D0301", exit::CONFIGURATION);
 /// A launcher's variable is set, and its counterpart is not.
@@ -113,6 +115,7 @@ mod tests {
             EXTERNAL_MISSING,
             EXTERNAL_REFUSED,
             EXTERNAL_SOCKET,
+            SESSION_TOKEN,
             NOT_A_NUMBER,
             HALF_SET,
             RANK_RANGE,

@@ -19,6 +19,9 @@ pub mod launch;
 mod rank;
 #[cfg(target_os = "linux")]
 mod record;
+#[cfg(target_os = "linux")]
+#[cfg_attr(not(test), expect(dead_code, reason = "the transport over TCP, which comes next, uses it"))]
+mod session;
 pub mod store;
 #[cfg(target_os = "linux")]
 mod watch;
