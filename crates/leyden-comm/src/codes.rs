@@ -48,6 +48,16 @@ pub const EXTERNAL_REFUSED: Code = Code::new("D0218", exit::CONFIGURATION);
 pub const EXTERNAL_SOCKET: Code = Code::new("D0219", exit::CONFIGURATION);
 /// Ranks on several hosts have no token, or one that is too short.
 pub const SESSION_TOKEN: Code = Code::new("D0220", exit::CONFIGURATION);
+/// A rank cannot be reached over the network.
+pub const PEER_UNREACHABLE: Code = Code::new("D0240", exit::TRAINING_FAILED);
+/// What answers for a rank is not of this run, or takes this rank for a stranger.
+pub const PEER_REFUSED: Code = Code::new("D0241", exit::CONFIGURATION);
+/// Not all ranks have connected to this one.
+pub const PEER_ABSENT: Code = Code::new("D0242", exit::TRAINING_FAILED);
+/// What a rank sent has arrived damaged.
+pub const FRAME_DAMAGED: Code = Code::new("D0243", exit::TRAINING_FAILED);
+/// What a rank sent makes no sense.
+pub const FRAME_SENSELESS: Code = Code::new("D0244", exit::TRAINING_FAILED);
 /// A launcher's variable is not a number.
 pub const NOT_A_NUMBER: Code = Code::new("D0301", exit::CONFIGURATION);
 /// A launcher's variable is set, and its counterpart is not.
@@ -116,6 +126,11 @@ mod tests {
             EXTERNAL_REFUSED,
             EXTERNAL_SOCKET,
             SESSION_TOKEN,
+            PEER_UNREACHABLE,
+            PEER_REFUSED,
+            PEER_ABSENT,
+            FRAME_DAMAGED,
+            FRAME_SENSELESS,
             NOT_A_NUMBER,
             HALF_SET,
             RANK_RANGE,

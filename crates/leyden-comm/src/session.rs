@@ -10,7 +10,6 @@ use leyden_process::{Error, Result};
 use crate::codes::SESSION_TOKEN;
 use crate::environment::Environment;
 
-#[expect(unused_imports, reason = "the transport over TCP, which comes next, uses them")]
 pub(crate) use secret::{Nonce, Secret, nonce};
 
 /// A socket at which this rank can take the connections of the others, on any free port: of this host alone if all ranks

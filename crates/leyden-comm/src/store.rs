@@ -42,5 +42,7 @@ mod server;
 mod table;
 
 pub use client::{Client, ConnectOptions};
+#[cfg(target_os = "linux")]
+pub(crate) use protocol::classify;
 pub use protocol::{LARGEST_VALUE, LONGEST_KEY, MOST_KEYS};
 pub use server::{Server, ServerOptions, Strange, Stranger};

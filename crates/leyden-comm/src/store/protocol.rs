@@ -301,7 +301,7 @@ pub(super) fn timed_out(kind: ErrorKind) -> bool {
 }
 
 /// What speaks like this.
-pub(super) fn classify(opening: &[u8]) -> Strange {
+pub(crate) fn classify(opening: &[u8]) -> Strange {
     const METHODS: [&[u8]; 11] = [
         b"GET ",
         b"HEAD ",
