@@ -2,6 +2,7 @@
 //! this process ([`threads()`]).
 
 mod external;
+mod hosts;
 mod logs;
 mod program;
 mod supervisor;

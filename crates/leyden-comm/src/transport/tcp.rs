@@ -18,7 +18,7 @@ use std::io::{self, IoSlice, Read as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use leyden_process::watch::{readable, writable};
@@ -28,7 +28,7 @@ use socket2::SockRef;
 use self::frame::{HEAD, Head, Kind};
 use super::{Arrival, Look, Transport, Word, show};
 use crate::collective::Reach;
-use crate::session::Member;
+use crate::session::{Attendance, Member};
 use crate::watch::now;
 use crate::world::{State, World};
 
@@ -55,6 +55,7 @@ impl Mesh {
             behind: Condvar::new(),
             hearing: Mutex::new(()),
             heard: Condvar::new(),
+            attendance: OnceLock::new(),
         });
         let mesh = Self { inner };
         world.carry_by(Arc::clone(&mesh.inner) as Arc<dyn Transport>);
@@ -67,6 +68,18 @@ impl Mesh {
         let inner = Arc::clone(&mesh.inner);
         threads::start("leyden-pulse", move || inner.feel())?;
         Ok(mesh)
+    }
+}
+
+impl Mesh {
+    /// Tells the session too how far this rank is, and of what the world has failed.
+    pub(crate) fn attended_by(&self, attendance: &Arc<Attendance>) {
+        let _ = self.inner.attendance.set(Arc::downgrade(attendance));
+    }
+
+    /// Says to all others that this rank's process ends, and how.
+    pub(crate) fn say_end(&self, clean: bool, words: &str) {
+        self.inner.send_to_all(Head { tick: u32::from(clean), ..Head::of(Kind::End) }, words.as_bytes());
     }
 }
 
@@ -103,6 +116,7 @@ struct Inner {
     /// With this, whoever waits until its goodbye is heard.
     hearing: Mutex<()>,
     heard: Condvar,
+    attendance: OnceLock<Weak<Attendance>>,
 }
 
 impl Transport for Inner {
@@ -134,6 +148,11 @@ impl Transport for Inner {
             late.extend(link.send(head, bytes));
         }
         self.finish(late, PATIENCE);
+        if group == 0
+            && let Some(attendance) = self.attendance()
+        {
+            attendance.progress(seq);
+        }
     }
 
     fn tell(&self, world: &World, rank: usize, word: Word<'_>) {
@@ -183,6 +202,9 @@ impl Transport for Inner {
             wire = Error::new(error.code(), what).to_wire();
         }
         self.send_to_all(Head::of(Kind::Failure), &wire);
+        if let Some(attendance) = self.attendance() {
+            attendance.fail(error);
+        }
     }
 
     fn look(&self, _: &World, rank: usize) -> Option<Look> {
@@ -217,6 +239,10 @@ impl Inner {
     fn links(&self) -> impl Iterator<Item = &Link> {
         let (before, after) = self.links.split_at(self.rank);
         after.iter().chain(before).flatten()
+    }
+
+    fn attendance(&self) -> Option<Arc<Attendance>> {
+        self.attendance.get()?.upgrade()
     }
 
     fn link(&self, peer: usize) -> &Link {

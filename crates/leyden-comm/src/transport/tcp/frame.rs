@@ -26,11 +26,13 @@ pub(super) enum Kind {
     Ask,
     /// The answer.
     Look,
+    /// The process ends, and how.
+    End,
 }
 
 impl Kind {
     fn of(number: u8) -> Option<Self> {
-        const ALL: [Kind; 10] = [
+        const ALL: [Kind; 11] = [
             Kind::Arrival,
             Kind::Site,
             Kind::State,
@@ -41,6 +43,7 @@ impl Kind {
             Kind::Heard,
             Kind::Ask,
             Kind::Look,
+            Kind::End,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == number)
     }
@@ -49,7 +52,7 @@ impl Kind {
     fn most(self) -> usize {
         match self {
             Self::Arrival => WINDOW,
-            Self::Site | Self::Failure | Self::Look => 64 << 10,
+            Self::Site | Self::Failure | Self::Look | Self::End => 64 << 10,
             Self::State | Self::Phase | Self::Awaits | Self::Forget | Self::Heard | Self::Ask => 0,
         }
     }
@@ -161,7 +164,7 @@ mod tests {
     #[test]
     fn a_head_comes_out_as_it_went_in() {
         assert_eq!(Head::decode(&arrival().encode()), Ok(arrival()));
-        for number in 1..=10 {
+        for number in 1..=11 {
             let head = Head { site: 1, ..Head::of(Kind::of(number).unwrap()) };
             assert_eq!(Head::decode(&head.encode()), Ok(head));
         }

@@ -149,6 +149,7 @@ fn apply(inner: &Inner, world: &World, link: &Link, head: &Head, bytes: &[u8]) -
             let text: String = own.words.chars().take(1000).collect();
             inner.send(link, Head { words, ..Head::of(Kind::Look) }.with(text.as_bytes()), text.as_bytes());
         }
+        Kind::End => tell_end(world, peer, head.tick != 0, std::str::from_utf8(bytes).ok()?),
         Kind::Look => {
             let words = std::str::from_utf8(bytes).ok()?.to_owned();
             let mut asked = lock(&link.asked);
@@ -187,27 +188,27 @@ fn end(inner: &Inner, world: &World, link: &Link, ending: Ending) {
             (false, format!("its connection from {} is lost: {words}", link.name))
         }
     };
-    if clean {
-        return world.tell_end(peer, clean, &words);
-    }
     // Somebody who has seen it die may know more.
     let began = Instant::now();
-    while world.end(peer).0 == End::Unknown && began.elapsed() < AUTOPSY {
+    while !clean && world.end(peer).0 == End::Unknown && began.elapsed() < AUTOPSY {
         leyden_process::futex::wait(world.end_word(peer), 0, AUTOPSY.saturating_sub(began.elapsed()));
     }
-    if world.end(peer).0 == End::Unknown {
-        world.tell_end(peer, clean, &words);
-    }
+    tell_end(world, peer, clean, &words);
     if world.end(peer).0 == End::Failed {
         // Whoever waits for it says so too, and from where.
         std::thread::sleep(BETTER_WORDS);
         let cause = world.end(peer).1;
         let cause = cause.lines().next().unwrap_or_default();
-        world.poison(
-            &Error::new(DIED, format!("rank {peer} died")).at("cause", cause).hint(
-                "its own words, above or in its log, say why; then start again from the last checkpoint",
-            ),
-        );
+        world.poison(&Error::new(DIED, format!("rank {peer} died")).at("cause", cause).hint(
+            "its own words, above or in its log, say why; then start again from the last checkpoint",
+        ));
+    }
+}
+
+/// The first word counts.
+fn tell_end(world: &World, peer: usize, clean: bool, words: &str) {
+    if world.end(peer).0 == End::Unknown {
+        world.tell_end(peer, clean, words);
     }
 }
 
