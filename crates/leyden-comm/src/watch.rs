@@ -96,7 +96,7 @@ impl Waiter<'_> {
                 // not waited for longer.
                 (_, state, stone) => {
                     let since = *dying.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= AUTOPSY || stone != Stone::Dead && !self.is_watched() {
+                    if since.elapsed() >= AUTOPSY || stone != Stone::Dead && !self.is_told_of_ends() {
                         return Err(match state {
                             State::Left => self.left(peer, ""),
                             State::Panicked => self.died(peer, "it panicked"),
@@ -133,9 +133,10 @@ impl Waiter<'_> {
         }
     }
 
-    /// Whether a process watches the ranks from outside.
-    fn is_watched(&self) -> bool {
+    /// Whether somebody says how a rank's process has ended: one that watches the ranks from outside, or a connection.
+    fn is_told_of_ends(&self) -> bool {
         matches!(tombstone::state(self.world.supervisor()), Stone::Held(_))
+            || !self.world.transport().shares_memory()
     }
 
     /// Sleeps until the peer's arrival, state, end or death, or the end of the slice.

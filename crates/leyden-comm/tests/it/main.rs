@@ -3,6 +3,7 @@
 
 mod conforming;
 mod external;
+mod hosts;
 mod failing;
 mod launching;
 mod together;

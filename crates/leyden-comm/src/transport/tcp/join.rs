@@ -15,7 +15,7 @@ use socket2::{SockRef, TcpKeepalive};
 
 use super::{Link, Mesh, name};
 use crate::codes::{PEER_ABSENT, PEER_REFUSED, PEER_UNREACHABLE};
-use crate::session::{Member, Nonce, Secret, nonce};
+use crate::session::{Member, Secret, nonce};
 use crate::store::classify;
 use crate::world::World;
 
@@ -64,7 +64,7 @@ struct Hello {
     from: usize,
     to: usize,
     channel: Channel,
-    nonce: Nonce,
+    nonce: [u8; 32],
 }
 
 impl Hello {
@@ -135,7 +135,7 @@ fn connect(
     let mut answer = [0; 64];
     read_until(&mut stream, &mut answer, deadline).map_err(spoken)?;
     let (theirs, proof) = answer.split_at(32);
-    let theirs: Nonce = theirs.try_into().expect("half of 64");
+    let theirs: [u8; 32] = theirs.try_into().expect("half of 64");
     let proof = proof.try_into().expect("half of 64");
     if !secret.is_proof(&proof, &hello.purpose("takes"), [&hello.nonce, &theirs]) {
         return Err(refused("it cannot prove that it is of this run".to_owned()));
