@@ -97,9 +97,7 @@ fn bits(mut rank: Rank) -> Result<()> {
         };
         let mut data: Vec<f32> = (0..length).map(number).collect();
         rank.all_reduce(&mut data, ReduceOp::Mean)?;
-        sum = data
-            .iter()
-            .fold(sum, |sum, x| (sum ^ u64::from(x.to_bits())).wrapping_mul(0x100_0000_01b3));
+        sum = data.iter().fold(sum, |sum, x| (sum ^ u64::from(x.to_bits())).wrapping_mul(0x100_0000_01b3));
     }
     rank.barrier("end")?;
     println!("bits {sum:016x} of {}", rank.world_size());

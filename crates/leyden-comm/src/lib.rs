@@ -20,7 +20,6 @@ mod rank;
 #[cfg(target_os = "linux")]
 mod record;
 #[cfg(target_os = "linux")]
-#[allow(dead_code, reason = "`launch/hosts.rs`, which comes next, uses the rest of it")]
 mod session;
 pub mod store;
 #[cfg(target_os = "linux")]

@@ -32,6 +32,8 @@ pub mod guarded;
 mod image;
 #[cfg(not(leyden_portable))]
 pub mod memory;
+#[cfg(not(leyden_portable))]
+pub mod poller;
 #[cfg(not(any(leyden_portable, all(test, loom))))]
 pub mod pool;
 #[cfg(leyden_portable)]

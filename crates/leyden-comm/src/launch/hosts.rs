@@ -19,7 +19,8 @@ use crate::world::{End, State, World};
 pub(super) fn are_meant(environment: &Environment) -> Result<bool> {
     let several = session::is_on_several_hosts(environment);
     let told = std::env::var("LEYDEN_TRANSPORT").unwrap_or_default();
-    let refused = |what: &str| Error::new(TRANSPORT_UNFIT, what).at("LEYDEN_TRANSPORT", format_args!("`{told}`"));
+    let refused =
+        |what: &str| Error::new(TRANSPORT_UNFIT, what).at("LEYDEN_TRANSPORT", format_args!("`{told}`"));
     match told.as_str() {
         "" => Ok(several),
         "tcp" => Ok(true),
@@ -73,7 +74,12 @@ fn patience() -> Duration {
 fn hear(world: &World, heard: Heard) {
     match heard {
         // Who left in order has said so to each rank itself, after its last arrival.
-        Heard::Ended { clean: true, .. } | Heard::Silent { .. } => {}
+        Heard::Ended { clean: true, .. } => {}
+        Heard::Silent { rank, silent } => {
+            if let Some(presence) = &*lock() {
+                presence.mesh.note_silence(rank, silent);
+            }
+        }
         Heard::Ended { rank, words, .. } => {
             if world.end(rank).0 == End::Unknown {
                 world.tell_end(rank, false, &words);
@@ -88,9 +94,7 @@ fn hear(world: &World, heard: Heard) {
                 ));
             }
         }
-        Heard::Failed { error, .. } => {
-            world.poison(&error);
-        }
+        Heard::Failed { rank, error } => world.poison(&error.at_if_absent("rank", rank)),
         Heard::Lost(error) => {
             // Rank 0 is gone, which its connections to each rank say too, and better.
             std::thread::sleep(AUTOPSY + 2 * BETTER_WORDS);

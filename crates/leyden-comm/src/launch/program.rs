@@ -141,13 +141,7 @@ fn found(size: usize, options: &LaunchOptions) -> Result<WorldHandle> {
         _ if hosts::are_meant(&environment)? => hosts::meet(&environment)?,
         _ => Arc::new(external::meet(&environment)?),
     };
-    Ok(WorldHandle {
-        world,
-        rank: environment.rank(),
-        logs: None,
-        joined: Mutex::new(0),
-        starter: None,
-    })
+    Ok(WorldHandle { world, rank: environment.rank(), logs: None, joined: Mutex::new(0), starter: None })
 }
 
 /// The world of a program, on one of its ranks: see [`world`].

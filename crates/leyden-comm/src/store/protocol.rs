@@ -296,7 +296,7 @@ fn exactly(stream: &mut impl Read, bytes: &mut [u8]) -> Result<(), Strange> {
 }
 
 /// What a socket says when its time limit is over: it differs from system to system.
-pub(super) fn timed_out(kind: ErrorKind) -> bool {
+pub(crate) fn timed_out(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 

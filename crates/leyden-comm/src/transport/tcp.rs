@@ -77,6 +77,13 @@ impl Mesh {
         let _ = self.inner.attendance.set(Arc::downgrade(attendance));
     }
 
+    /// Whether a rank has stopped to beat in the session, or does so again.
+    pub(crate) fn note_silence(&self, rank: usize, silent: bool) {
+        if let Some(Some(link)) = self.inner.links.get(rank) {
+            link.is_silent.store(silent, Ordering::SeqCst);
+        }
+    }
+
     /// Says to all others that this rank's process ends, and how.
     pub(crate) fn say_end(&self, clean: bool, words: &str) {
         self.inner.send_to_all(Head { tick: u32::from(clean), ..Head::of(Kind::End) }, words.as_bytes());
@@ -217,16 +224,19 @@ impl Transport for Inner {
             self.send(link, Head::of(Kind::Ask), &[]);
             asked = lock(&link.asked);
         }
-        let silent = waits.filter(|&waits| waits > ANSWER).map(|waits| Look {
-            words: format!(
-                "silent: {} has not answered for {waits:.1?}, though its host is there: its process is stopped, or its \
-                 machine has too much to do",
+        let is_silent = waits.is_some_and(|waits| waits > ANSWER) || link.is_silent.load(Ordering::SeqCst);
+        let words = if is_silent {
+            format!(
+                "silent: {} does not answer, though its host does: its process is stopped, or its machine has too much \
+                 to do",
                 link.name
-            ),
-            suspended: false,
-        });
-        let not_yet = || Look { words: format!("at {}", link.name), suspended: false };
-        Some(silent.or_else(|| asked.look.clone()).unwrap_or_else(not_yet))
+            )
+        } else if let Some(look) = &asked.look {
+            return Some(look.clone());
+        } else {
+            format!("at {}", link.name)
+        };
+        Some(Look { words, suspended: false })
     }
 
     fn shares_memory(&self) -> bool {
@@ -369,6 +379,8 @@ struct Link {
     /// What the kernel did not take yet. Whoever has the lock may send.
     queue: Mutex<VecDeque<u8>>,
     is_down: AtomicBool,
+    /// The session says so.
+    is_silent: AtomicBool,
     /// Why it is lost, if that is known better than by its end.
     lost: Mutex<Option<String>>,
     /// How many of this rank's goodbyes the peer has heard.
@@ -394,6 +406,7 @@ impl Link {
             pulse,
             queue: Mutex::default(),
             is_down: AtomicBool::new(false),
+            is_silent: AtomicBool::new(false),
             lost: Mutex::default(),
             heard: AtomicU32::new(0),
             asked: Mutex::default(),

@@ -3,7 +3,7 @@
 
 mod conforming;
 mod external;
-mod hosts;
 mod failing;
+mod hosts;
 mod launching;
 mod together;

@@ -199,9 +199,11 @@ fn end(inner: &Inner, world: &World, link: &Link, ending: Ending) {
         std::thread::sleep(BETTER_WORDS);
         let cause = world.end(peer).1;
         let cause = cause.lines().next().unwrap_or_default();
-        world.poison(&Error::new(DIED, format!("rank {peer} died")).at("cause", cause).hint(
-            "its own words, above or in its log, say why; then start again from the last checkpoint",
-        ));
+        world.poison(
+            &Error::new(DIED, format!("rank {peer} died")).at("cause", cause).hint(
+                "its own words, above or in its log, say why; then start again from the last checkpoint",
+            ),
+        );
     }
 }
 
