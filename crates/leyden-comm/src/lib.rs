@@ -22,6 +22,8 @@ mod record;
 #[cfg(target_os = "linux")]
 #[cfg_attr(not(test), expect(dead_code, reason = "the transport over TCP, which comes next, uses it"))]
 mod session;
+#[cfg(target_os = "linux")]
+pub mod simulation;
 pub mod store;
 #[cfg(target_os = "linux")]
 mod watch;

@@ -10,6 +10,7 @@
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use leyden_process::Error;
@@ -56,7 +57,7 @@ pub(crate) enum ToRank {
     Accepted(u64),
     Refused(Vec<u8>),
     /// All are there.
-    Roster(Vec<Member>),
+    Roster(Arc<[Member]>),
     Failed {
         by: Option<usize>,
         error: Vec<u8>,
