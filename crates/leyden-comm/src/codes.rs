@@ -38,8 +38,6 @@ pub const LAUNCH_IN_WORKER: Code = Code::new("D0203", exit::CONFIGURATION);
 pub const LAUNCH_START: Code = Code::new("D0204", exit::WORKER_DIED);
 /// There is no place for what the ranks print.
 pub const LAUNCH_LOGS: Code = Code::new("D0205", exit::CONFIGURATION);
-/// Ranks on several hosts cannot be joined yet.
-pub const EXTERNAL_HOSTS: Code = Code::new("D0216", exit::CONFIGURATION);
 /// Not all ranks have come that a launcher is to have started.
 pub const EXTERNAL_MISSING: Code = Code::new("D0217", exit::TRAINING_FAILED);
 /// Rank 0 refuses a rank: another build, another number of ranks, a rank that another process has.
@@ -70,6 +68,18 @@ pub const SESSION_UNREACHABLE: Code = Code::new("D0229", exit::TRAINING_FAILED);
 pub const SESSION_SERVE: Code = Code::new("D0230", exit::CONFIGURATION);
 /// The process that serves the session is gone, or what it says makes no sense.
 pub const SESSION_LOST: Code = Code::new("D0231", exit::WORKER_DIED);
+/// A rank cannot be reached over the network.
+pub const PEER_UNREACHABLE: Code = Code::new("D0240", exit::TRAINING_FAILED);
+/// What answers for a rank is not of this run, or takes this rank for a stranger.
+pub const PEER_REFUSED: Code = Code::new("D0241", exit::CONFIGURATION);
+/// Not all ranks have connected to this one.
+pub const PEER_ABSENT: Code = Code::new("D0242", exit::TRAINING_FAILED);
+/// What a rank sent has arrived damaged.
+pub const FRAME_DAMAGED: Code = Code::new("D0243", exit::TRAINING_FAILED);
+/// What a rank sent makes no sense.
+pub const FRAME_SENSELESS: Code = Code::new("D0244", exit::TRAINING_FAILED);
+/// The transport that was asked for does not reach all ranks, or there is none of that name.
+pub const TRANSPORT_UNFIT: Code = Code::new("D0245", exit::CONFIGURATION);
 /// A launcher's variable is not a number.
 pub const NOT_A_NUMBER: Code = Code::new("D0301", exit::CONFIGURATION);
 /// A launcher's variable is set, and its counterpart is not.
@@ -133,7 +143,6 @@ mod tests {
             LAUNCH_IN_WORKER,
             LAUNCH_START,
             LAUNCH_LOGS,
-            EXTERNAL_HOSTS,
             EXTERNAL_MISSING,
             EXTERNAL_REFUSED,
             EXTERNAL_SOCKET,
@@ -149,6 +158,12 @@ mod tests {
             SESSION_UNREACHABLE,
             SESSION_SERVE,
             SESSION_LOST,
+            PEER_UNREACHABLE,
+            PEER_REFUSED,
+            PEER_ABSENT,
+            FRAME_DAMAGED,
+            FRAME_SENSELESS,
+            TRANSPORT_UNFIT,
             NOT_A_NUMBER,
             HALF_SET,
             RANK_RANGE,

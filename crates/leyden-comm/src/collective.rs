@@ -3,13 +3,12 @@
 //! Whatever carries them, a collective is a row of arrivals. With each a rank puts up to a [`WINDOW`] of bytes where those
 //! that [`Reach`] names can read it; it reads theirs once all have arrived, and until it arrives again.
 
-use std::sync::atomic::Ordering;
-
-use leyden_process::{Error, Result, futex};
+use leyden_process::{Error, Result};
 
 use crate::codes::OBJECT;
 use crate::element::{Element, ReduceOp, finish, fold, reduce_two};
 use crate::rank::{Members, Rank};
+use crate::transport::Arrival;
 use crate::watch::Waiter;
 use crate::world::WINDOW;
 
@@ -40,16 +39,13 @@ impl Call<'_> {
     }
 
     /// Arrives, with these bytes for the others to see, and waits for all.
-    fn bring(&mut self, bytes: &[u8], _reach: Reach) -> Result<()> {
+    fn bring(&mut self, bytes: &[u8], reach: Reach) -> Result<()> {
         let Rank { world, rank: own, times, limits, spins, groups, .. } = &mut *self.rank;
         let Members { ranks, seq, tick } = &mut groups[self.group];
         *tick = tick.wrapping_add(1);
-        world.write_window(*own, self.group, *tick, bytes);
-        let arrived = world.arrived(*own, self.group);
-        arrived.store(*tick, Ordering::SeqCst);
-        if world.sleepers(*own, self.group).load(Ordering::SeqCst) > 0 {
-            futex::wake(arrived, u32::MAX);
-        }
+        let (rank, group, seq, tick) = (*own, self.group, *seq, *tick);
+        let arrival = Arrival { rank, group, members: ranks, seq, tick, bytes, reach };
+        world.transport().arrive(world, &arrival);
         let waiter = Waiter {
             world,
             limits: *limits,
@@ -57,14 +53,14 @@ impl Call<'_> {
             times: *times,
             group: self.group,
             members: ranks,
-            seq: *seq,
-            tick: *tick,
+            seq,
+            tick,
             spins: *spins,
         };
         let mut met = Ok(());
         for &peer in ranks.iter().filter(|&&peer| peer != *own) {
             met = waiter.wait_for(peer);
-            if met.is_ok() && !self.compared && world.agreed(peer, self.group, *seq) != self.agreed {
+            if met.is_ok() && !self.compared && world.agreed(peer, self.group, seq) != self.agreed {
                 met = Err(waiter.disagreement());
             }
             if met.is_err() {

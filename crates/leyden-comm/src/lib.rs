@@ -20,11 +20,14 @@ mod rank;
 #[cfg(target_os = "linux")]
 mod record;
 #[cfg(target_os = "linux")]
-#[cfg_attr(not(test), expect(dead_code, reason = "the transport over TCP, which comes next, uses it"))]
 mod session;
 #[cfg(target_os = "linux")]
 pub mod simulation;
 pub mod store;
+#[cfg(target_os = "linux")]
+pub mod testing;
+#[cfg(target_os = "linux")]
+mod transport;
 #[cfg(target_os = "linux")]
 mod watch;
 #[cfg(target_os = "linux")]

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use leyden_process::clock::Lived;
 use leyden_process::futex::{self, WokenAny};
-use leyden_process::supervise::evidence;
 use leyden_process::tombstone::{self, State as Stone};
 use leyden_process::{Error, Result};
 
 use crate::codes::{DEADLOCK, DIED, DISAGREE, LEFT, STUCK, UNWATCHED};
 use crate::record::{Record, Site};
+use crate::transport::Word;
 use crate::world::{End, State, World};
 
 /// How long to wait for others.
@@ -64,6 +64,7 @@ impl Waiter<'_> {
         self.world.awaited(self.rank, self.group).store(u64::from(self.tick) | WAITS, Ordering::SeqCst);
         let result = self.sleep_for(peer);
         self.world.awaited(self.rank, self.group).store(0, Ordering::SeqCst);
+        self.world.transport().tell(self.world, self.rank, Word::Awaits(self.group, 0));
         result
     }
 
@@ -95,7 +96,7 @@ impl Waiter<'_> {
                 // not waited for longer.
                 (_, state, stone) => {
                     let since = *dying.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= AUTOPSY || stone != Stone::Dead && !self.is_watched() {
+                    if since.elapsed() >= AUTOPSY || stone != Stone::Dead && !self.is_told_of_ends() {
                         return Err(match state {
                             State::Left => self.left(peer, ""),
                             State::Panicked => self.died(peer, "it panicked"),
@@ -113,6 +114,8 @@ impl Waiter<'_> {
             let waited = began.elapsed();
             if waited >= next_look {
                 next_look = waited + CYCLE;
+                let awaits = Word::Awaits(self.group, u64::from(self.tick) | WAITS);
+                self.world.transport().tell(self.world, self.rank, awaits);
                 if let Some(error) = self.deadlock() {
                     return Err(error);
                 }
@@ -130,9 +133,10 @@ impl Waiter<'_> {
         }
     }
 
-    /// Whether a process watches the ranks from outside.
-    fn is_watched(&self) -> bool {
+    /// Whether somebody says how a rank's process has ended: one that watches the ranks from outside, or a connection.
+    fn is_told_of_ends(&self) -> bool {
         matches!(tombstone::state(self.world.supervisor()), Stone::Held(_))
+            || !self.world.transport().shares_memory()
     }
 
     /// Sleeps until the peer's arrival, state, end or death, or the end of the slice.
@@ -173,9 +177,8 @@ impl Waiter<'_> {
         if lived < self.limits.warn.min(self.limits.budget).min(Duration::from_secs(1)) {
             return Seen { lived, suspended: false };
         }
-        let pid = self.world.pid(peer);
-        let evidence = (pid > 0).then(|| evidence(pid));
-        let suspended = evidence.is_some_and(|seen| seen.is_traced() || seen.is_stopped());
+        let look = self.world.transport().look(self.world, peer);
+        let suspended = look.is_some_and(|look| look.suspended);
         if suspended {
             *clock = Lived::default();
         }
@@ -242,9 +245,9 @@ impl Waiter<'_> {
     fn stuck(&self, peer: usize, waited: Duration) -> Error {
         let error = Error::new(STUCK, format!("rank {peer} does not come"));
         let error = self.with_places(error, peer).at("waited", format_args!("{waited:.1?}"));
-        let error = match self.world.pid(peer) {
-            0 => error.at("it is", "not there yet: it never joined the world"),
-            pid => error.at("it is", evidence(pid)),
+        let error = match self.world.transport().look(self.world, peer) {
+            None => error.at("it is", "not there yet: it never joined the world"),
+            Some(look) => error.at("it is", look.words),
         };
         error.at("budget", format_args!("{:?}", self.budget_of(peer))).hint(
             "if it only takes long there, announce it with `rank.long_op(name, budget, ..)` on that rank",
@@ -260,10 +263,10 @@ impl Waiter<'_> {
             let since = Duration::from_nanos(now().saturating_sub(since));
             let _ = write!(line, "; it is in {} for {since:.1?}", words(&site));
         }
-        match self.world.pid(peer) {
-            0 => line += "; it never joined the world",
-            pid => {
-                let _ = write!(line, "; it is {}", evidence(pid));
+        match self.world.transport().look(self.world, peer) {
+            None => line += "; it never joined the world",
+            Some(look) => {
+                let _ = write!(line, "; it is {}", look.words);
             }
         }
         let _ = write!(line, "; the limit is {:?}", self.budget_of(peer));

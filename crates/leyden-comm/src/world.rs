@@ -9,6 +9,7 @@ use std::cmp;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use leyden_process::memory::Memory;
@@ -17,6 +18,7 @@ use leyden_process::{Error, Result, futex};
 
 use crate::codes::{WORLD_FOREIGN, WORLD_SIZE};
 use crate::record::{Record, Site};
+use crate::transport::{SharedMemory, Transport, Word};
 
 /// The most ranks of one host.
 pub const MOST_RANKS: usize = 1024;
@@ -29,6 +31,8 @@ pub(crate) const WINDOW: usize = 256 << 10;
 pub(crate) struct World {
     memory: Memory,
     size: usize,
+    /// What brings to the others what is written here, where they have worlds of their own.
+    transport: OnceLock<Arc<dyn Transport>>,
 }
 
 /// What a rank is.
@@ -58,15 +62,22 @@ impl World {
     /// # Errors
     /// `D0101` if `size` is 0 or more than [`MOST_RANKS`]; those of [`Memory::new`].
     pub(crate) fn create(size: usize) -> Result<Self> {
-        if size == 0 || size > MOST_RANKS {
-            return Err(Error::new(WORLD_SIZE, "a world cannot have that many ranks")
-                .at("ranks", size)
-                .at("possible", format_args!("1 to {MOST_RANKS} on one host")));
-        }
-        let world = Self { memory: Memory::new(bytes(size))?, size };
+        Self::check_size(size)?;
+        let world = Self { memory: Memory::new(bytes(size))?, size, transport: OnceLock::new() };
         world.memory.long(SIZE).store(size as u64, Ordering::Relaxed);
         world.memory.long(MAGIC).store(MAGIC_WORD, Ordering::Release);
         Ok(world)
+    }
+
+    /// # Errors
+    /// `D0101`, as [`create`](Self::create).
+    pub(crate) fn check_size(size: usize) -> Result<()> {
+        if size > 0 && size <= MOST_RANKS {
+            return Ok(());
+        }
+        Err(Error::new(WORLD_SIZE, "a world cannot have that many ranks")
+            .at("ranks", size)
+            .at("possible", format_args!("1 to {MOST_RANKS}")))
     }
 
     /// # Errors
@@ -81,7 +92,7 @@ impl World {
         if size == 0 || size > MOST_RANKS || memory.bytes() != bytes(size) {
             return Err(foreign().at("ranks", size));
         }
-        Ok(Self { memory, size })
+        Ok(Self { memory, size, transport: OnceLock::new() })
     }
 
     /// What to hand to a rank's process.
@@ -91,6 +102,15 @@ impl World {
 
     pub(crate) fn size(&self) -> usize {
         self.size
+    }
+
+    pub(crate) fn transport(&self) -> &dyn Transport {
+        self.transport.get().map_or(&SharedMemory, |transport| &**transport)
+    }
+
+    /// Has what is written here brought to the others, from now on. Counts once.
+    pub(crate) fn carry_by(&self, transport: Arc<dyn Transport>) {
+        let _ = self.transport.set(transport);
     }
 
     /// Says how a rank's process ended; whoever waits for it wakes. `words`: "killed by SIGKILL", and its last lines.
@@ -134,6 +154,7 @@ impl World {
         word.store(POISONED, Ordering::Release);
         futex::wake(word, u32::MAX);
         self.wake_all();
+        self.transport().tell_failure(error);
     }
 
     /// Whether it is for us to write what the world failed of. Whoever writes may be killed while it does: then the next one
@@ -236,6 +257,7 @@ impl World {
         self.state_word(rank).store(word, Ordering::Release);
         futex::wake(self.state_word(rank), u32::MAX);
         self.wake_all();
+        self.transport().tell(self, rank, Word::State(times, state));
     }
 
     /// What a rank is doing outside of collectives.
@@ -244,6 +266,7 @@ impl World {
         self.memory.word(place + PHASE).store(site, Ordering::Relaxed);
         self.memory.long(place + PHASE_SINCE).store(since, Ordering::Relaxed);
         self.memory.long(place + PHASE_BUDGET).store(budget, Ordering::Release);
+        self.transport().tell(self, rank, Word::Phase(site, since, budget));
     }
 
     /// The phase that a rank is in, since when (on the clock of all processes, in ns), and how long it may take in ns, if
@@ -261,6 +284,7 @@ impl World {
         let offset = self.site_offset(rank, number);
         self.write_text(offset, SITE_LABEL_BYTES, &site.label);
         self.write_text(offset + SITE_LABEL_BYTES, SITE_BYTES - SITE_LABEL_BYTES, &site.place);
+        self.transport().tell(self, rank, Word::Site(number, site));
     }
 
     fn site(&self, rank: usize, number: u32) -> Site {
@@ -311,6 +335,11 @@ impl World {
             agreed: [word(0), word(1)],
             site: self.site(rank, word(2) as u32),
         })
+    }
+
+    /// The number of the call site of a rank's collective `seq`: of the last [`RING`] alone.
+    pub(crate) fn site_number(&self, rank: usize, group: usize, seq: u64) -> u32 {
+        self.memory.long(self.record_offset(rank, group, seq) + 16).load(Ordering::Relaxed) as u32
     }
 
     /// The last collective that a rank has begun in a group.
@@ -372,6 +401,7 @@ impl World {
             self.memory.long(self.record_offset(rank, group, place) + 32).store(0, Ordering::Relaxed);
         }
         self.arrived(rank, group).store(0, Ordering::Release);
+        self.transport().tell(self, rank, Word::Forget(group));
     }
 
     fn members_offset(&self, group: usize) -> usize {
@@ -384,7 +414,12 @@ impl World {
 
     /// Puts bytes into a rank's window of a group, for arrival `tick`.
     pub(crate) fn write_window(&self, rank: usize, group: usize, tick: u32, bytes: &[u8]) {
-        self.memory.write(self.window(rank, group, tick), bytes);
+        self.write_window_at(rank, group, tick, 0, bytes);
+    }
+
+    /// The same for a part of it.
+    pub(crate) fn write_window_at(&self, rank: usize, group: usize, tick: u32, offset: usize, bytes: &[u8]) {
+        self.memory.write(self.window(rank, group, tick) + offset, bytes);
     }
 
     /// Reads from a rank's window.
