@@ -32,8 +32,8 @@ use invitation::{Invitation, Place, Published, cannot_serve, left};
 use link::{Link, OPENING, PROTOCOL, ToRank, ToServer, error_to_wire, frame, read_opening};
 use meeting::{Hello, Manifest};
 
-pub(crate) use link::{keep_watch, words};
-pub(crate) use secret::{Nonce, Secret, nonce};
+use link::{keep_watch, words};
+pub(crate) use secret::{Secret, nonce};
 
 /// Whether some ranks are on other hosts than this: as the launcher says or, where it does not, if the master's address is
 /// not loopback.

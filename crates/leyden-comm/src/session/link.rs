@@ -78,7 +78,8 @@ pub(crate) enum ToRank {
 /// Makes the kernel notice within some seconds that a host or the way to it is gone, and send what is written at once.
 ///
 /// The end of a process is noticed at once anyway: its kernel closes what it had. One that is merely stopped is not noticed:
-/// its kernel answers for it.
+/// its kernel answers for it. But this is for connections that carry little: if more is sent to a stopped process than its
+/// kernel takes (a few MB), ours gives it up as if its host were gone.
 ///
 /// # Errors
 /// The system's refusal.
