@@ -21,6 +21,8 @@ mod rank;
 mod record;
 #[cfg(target_os = "linux")]
 mod session;
+#[cfg(target_os = "linux")]
+pub mod simulation;
 pub mod store;
 #[cfg(target_os = "linux")]
 pub mod testing;

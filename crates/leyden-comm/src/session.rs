@@ -6,7 +6,7 @@
 //! fails, or is gone. Who connects has to prove that it has the run's token, and so has who answers.
 
 mod invitation;
-mod link;
+pub(crate) mod link;
 pub(crate) mod meeting;
 mod secret;
 mod server;
@@ -32,7 +32,7 @@ use invitation::{Invitation, Place, Published, cannot_serve, left};
 use link::{Link, OPENING, PROTOCOL, ToRank, ToServer, error_to_wire, frame, read_opening};
 use meeting::{Hello, Manifest};
 
-pub(crate) use link::{keep_watch, words};
+use link::{keep_watch, words};
 pub(crate) use secret::{Secret, nonce};
 
 /// Whether some ranks are on other hosts than this: as the launcher says or, where it does not, if the master's address is
@@ -511,7 +511,7 @@ fn enter(mut link: Link, secret: Secret, hello: Hello, deadline: Instant) -> Res
         return Err(unreadable());
     }
     let server = link.stream().peer_addr().map_err(gone)?.ip().to_canonical();
-    let roster = roster.into_iter().map(|member| reached(member, server)).collect();
+    let roster = roster.iter().map(|member| reached(member.clone(), server)).collect();
     Ok(Session { rank, roster, secret, link })
 }
 

@@ -10,6 +10,7 @@
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use leyden_process::Error;
@@ -56,7 +57,7 @@ pub(crate) enum ToRank {
     Accepted(u64),
     Refused(Vec<u8>),
     /// All are there.
-    Roster(Vec<Member>),
+    Roster(Arc<[Member]>),
     Failed {
         by: Option<usize>,
         error: Vec<u8>,
@@ -77,7 +78,8 @@ pub(crate) enum ToRank {
 /// Makes the kernel notice within some seconds that a host or the way to it is gone, and send what is written at once.
 ///
 /// The end of a process is noticed at once anyway: its kernel closes what it had. One that is merely stopped is not noticed:
-/// its kernel answers for it.
+/// its kernel answers for it. But this is for connections that carry little: if more is sent to a stopped process than its
+/// kernel takes (a few MB), ours gives it up as if its host were gone.
 ///
 /// # Errors
 /// The system's refusal.

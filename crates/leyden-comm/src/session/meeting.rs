@@ -44,6 +44,24 @@ pub(crate) struct Manifest {
     pub(crate) configuration: u64,
 }
 
+impl Manifest {
+    /// What differs, as one says it and the other.
+    fn differences(&self, other: &Self) -> (String, String) {
+        let hash = |manifest: &Self| format!("{:016x}", manifest.configuration);
+        let rows = [
+            ("Leyden", self.version.clone(), other.version.clone()),
+            ("build", self.build.clone(), other.build.clone()),
+            ("configuration", hash(self), hash(other)),
+        ];
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for (what, one, another) in rows.into_iter().filter(|(_, one, another)| one != another) {
+            ours.push(format!("{what} {one}"));
+            theirs.push(format!("{what} {another}"));
+        }
+        (ours.join(", "), theirs.join(", "))
+    }
+}
+
 /// What is to be kept.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -304,35 +322,17 @@ impl Meeting {
     /// Whether it is one of the ranks that are awaited.
     fn fits(&self, hello: &Hello) -> Result<()> {
         let (rank, size) = (hello.rank, self.size);
-        let who = format!("{} says rank {rank} of {}", hello.member, hello.size);
         if hello.size != size || rank >= size {
             return Err(Error::new(SESSION_SIZE, "ranks disagree on how many they are")
-                .at("rank 0", self.zero_says(&format!("{size} ranks")))
-                .at(format!("rank {rank}"), who)
+                .at("rank 0", format!("{}: {size} ranks", self.zero))
+                .at(format!("rank {rank}"), format!("{} says rank {rank} of {}", hello.member, hello.size))
                 .hint("start all ranks with the same WORLD_SIZE, each with a RANK of its own below it"));
         }
-        let (ours, theirs) = (&self.manifest, &hello.manifest);
-        let differences: Vec<(&str, String, String)> = [
-            ("Leyden", ours.version.clone(), theirs.version.clone()),
-            ("build", ours.build.clone(), theirs.build.clone()),
-            (
-                "configuration",
-                format!("{:016x}", ours.configuration),
-                format!("{:016x}", theirs.configuration),
-            ),
-        ]
-        .into_iter()
-        .filter(|(_, ours, theirs)| ours != theirs)
-        .collect();
-        if !differences.is_empty() {
-            let list = |side: fn(&(&str, String, String)) -> String| {
-                let list: Vec<String> =
-                    differences.iter().map(|row| format!("{} {}", row.0, side(row))).collect();
-                list.join(", ")
-            };
+        if hello.manifest != self.manifest {
+            let (ours, theirs) = self.manifest.differences(&hello.manifest);
             return Err(Error::new(SESSION_OTHER_BUILD, "ranks are not of the same program")
-                .at("rank 0", self.zero_says(&list(|row| row.1.clone())))
-                .at(format!("rank {rank}"), format!("{}: {}", hello.member, list(|row| row.2.clone())))
+                .at("rank 0", format!("{}: {ours}", self.zero))
+                .at(format!("rank {rank}"), format!("{}: {theirs}", hello.member))
                 .hint("copy one build to all hosts, or start it from a file system that they share"));
         }
         if let Place { who: Some(first), connection: Some(_), .. } = &self.ranks[rank] {
@@ -344,10 +344,6 @@ impl Meeting {
                 .hint("end what an earlier start has left running"));
         }
         Ok(())
-    }
-
-    fn zero_says(&self, what: &str) -> String {
-        format!("{}: {what}", self.zero)
     }
 
     /// All have come.

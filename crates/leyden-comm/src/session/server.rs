@@ -411,7 +411,7 @@ impl Server {
                     self.say(number, &ToRank::Refused(error_to_wire(&error)));
                     self.close_when_sent(number);
                 }
-                Act::Open(roster) => self.say_to_all(None, &ToRank::Roster(roster.to_vec())),
+                Act::Open(roster) => self.say_to_all(None, &ToRank::Roster(roster)),
                 Act::Tell(notice) => {
                     let (about, message) = self.in_words(notice);
                     self.say_to_all(about, &message);
