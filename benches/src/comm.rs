@@ -7,18 +7,21 @@ use std::time::{Duration, Instant};
 use std::{fs, hint};
 
 use leyden::{Error, Result};
-use leyden_comm::{Rank, ReduceOp, launch, simulation};
+use leyden_comm::{Rank, launch, simulation};
 use leyden_process::futex;
 use serde_json::Value;
 
 use crate::{Row, Spread};
 
-/// What is reduced, in bytes; 0 is a barrier.
-const SIZES: [(&str, usize, &str); 4] = [
-    ("comm/barrier", 0, ">= 200x"),
-    ("comm/allreduce-1k", 1 << 10, ">= 500x"),
-    ("comm/allreduce-64k-private", 64 << 10, ">= 100x"),
-    ("comm/allreduce-25m-private", 25 << 20, ">= 5x"),
+mod measure;
+
+/// What is reduced, in bytes (0 is a barrier), and whether in a bucket.
+const SIZES: [(&str, usize, bool, &str); 5] = [
+    ("comm/barrier", 0, false, ">= 200x"),
+    ("comm/allreduce-1k", 1 << 10, false, ">= 500x"),
+    ("comm/allreduce-64k-private", 64 << 10, false, ">= 100x"),
+    ("comm/allreduce-25m-private", 25 << 20, false, ">= 5x"),
+    ("comm/allreduce-25m-segment", 25 << 20, true, ">= 15x"),
 ];
 
 /// How a rank fails while another one waits for it.
@@ -28,13 +31,24 @@ const FAULTS: [&str; 5] = ["mismatch", "exit 0", "panic", "SIGKILL", "SIGKILL wi
 pub(crate) fn rows(peer: bool) -> Result<Vec<Row>> {
     let theirs = if peer { gloo()? } else { BTreeMap::new() };
     let mut rows = Vec::new();
-    for (row, bytes, goal) in SIZES {
-        let seconds = launch::spawn(2, reduce, &bytes)?.swap_remove(0);
+    for (row, bytes, in_segment, goal) in SIZES {
+        let seconds = match in_segment {
+            true => launch::spawn(2, measure::segment, &bytes)?.swap_remove(0),
+            false => launch::spawn(2, measure::private, &bytes)?.swap_remove(0),
+        };
         let ours = Spread::of(seconds.iter().map(|seconds| seconds * 1e6).collect());
         let peer = theirs.get(&bytes).copied();
         let mut notes = vec![format!("p99 {:.3} us", ours.p99)];
         if bytes > 1 << 20 {
+            let bandwidth = launch::spawn(2, measure::bandwidth, &bytes)?.swap_remove(0);
+            // Each number of each rank is read once, and written once.
+            let limit = (2 * 2 * bytes) as f64 / bandwidth * 1e6;
             notes.push(format!("{:.2} GB/s a rank", bytes as f64 / ours.median / 1e3));
+            notes.push(format!(
+                "{:.2} of what memory allows ({limit:.0} us at {:.1} GB/s)",
+                limit / ours.median,
+                bandwidth / 1e9
+            ));
         }
         let ratio = peer.map(|peer| peer.median / ours.median);
         rows.push(Row { row, ours, peer, unit: "us", ratio, goal, compared: "Gloo".to_owned(), notes });
@@ -98,27 +112,6 @@ fn alone(row: &'static str, ours: Spread, unit: &'static str, goal: &'static str
     Row { row, ours, peer: None, unit, ratio: None, goal, compared: "-".to_owned(), notes }
 }
 
-/// Seconds of each collective, after some that are not counted.
-fn reduce(bytes: usize, rank: &mut Rank) -> Result<Vec<f64>> {
-    let (counted, before) = if bytes > 1 << 20 { (30, 3) } else { (5000, 500) };
-    let mut data = vec![1.0_f32; bytes / 4];
-    let mut seconds = Vec::with_capacity(counted);
-    for round in 0..counted + before {
-        let began = Instant::now();
-        match bytes {
-            0 => rank.barrier("")?,
-            _ => rank.all_reduce(&mut data, ReduceOp::Mean)?,
-        }
-        if round >= before {
-            seconds.push(began.elapsed().as_secs_f64());
-        }
-    }
-    if data.iter().any(|&number| number != 1.0) {
-        return Err(Error::msg("a mean of ones is not one"));
-    }
-    Ok(seconds)
-}
-
 fn first_barrier(_: (), rank: &mut Rank) -> Result<()> {
     rank.barrier("first")
 }
@@ -158,7 +151,7 @@ fn faulty((kind, folder): (usize, PathBuf), rank: &mut Rank) -> Result<()> {
 fn gloo() -> Result<BTreeMap<usize, Spread>> {
     let python = std::env::var("LEYDEN_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/allreduce_gloo.py");
-    let sizes = SIZES.iter().map(|(_, bytes, _)| bytes.to_string());
+    let sizes = SIZES.iter().filter(|(_, _, in_segment, _)| !in_segment).map(|(_, bytes, ..)| bytes.to_string());
     let output = Command::new(&python)
         .args(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script])
         .args(sizes)

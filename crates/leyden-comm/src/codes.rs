@@ -28,6 +28,10 @@ pub const UNWATCHED: Code = Code::new("D0110", exit::WORKER_DIED);
 pub const RANK_ZERO_PANICKED: Code = Code::new("D0111", exit::TRAINING_FAILED);
 /// A rank's code has panicked.
 pub const RANK_PANICKED: Code = Code::new("D0112", exit::TRAINING_FAILED);
+/// There is not enough memory for a bucket.
+pub const BUCKET_MEMORY: Code = Code::new("D0130", exit::CONFIGURATION);
+/// A bucket is of another world.
+pub const BUCKET_FOREIGN: Code = Code::new("D0131", exit::TRAINING_FAILED);
 /// Ranks that run `main` cannot be launched from here.
 pub const LAUNCH_ELSEWHERE: Code = Code::new("D0201", exit::CONFIGURATION);
 /// The world has another number of ranks.
@@ -138,6 +142,8 @@ mod tests {
             UNWATCHED,
             RANK_ZERO_PANICKED,
             RANK_PANICKED,
+            BUCKET_MEMORY,
+            BUCKET_FOREIGN,
             LAUNCH_ELSEWHERE,
             LAUNCH_OTHER_SIZE,
             LAUNCH_IN_WORKER,

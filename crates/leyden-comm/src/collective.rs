@@ -6,11 +6,11 @@
 use leyden_process::{Error, Result};
 
 use crate::codes::OBJECT;
-use crate::element::{Element, ReduceOp, finish, fold, reduce_two};
+use crate::element::{Element, Pairs, ReduceOp, finish, fold, reduce_two, widen};
 use crate::rank::{Members, Rank};
 use crate::transport::Arrival;
 use crate::watch::Waiter;
-use crate::world::WINDOW;
+use crate::world::{WINDOW, World};
 
 /// Who reads what a rank brings with an arrival. Shared memory shows everything to all; what crosses a network is what is
 /// read.
@@ -41,7 +41,7 @@ impl Call<'_> {
     /// Arrives, with these bytes for the others to see, and waits for all.
     fn bring(&mut self, bytes: &[u8], reach: Reach) -> Result<()> {
         let Rank { world, rank: own, times, limits, spins, groups, .. } = &mut *self.rank;
-        let Members { ranks, seq, tick } = &mut groups[self.group];
+        let Members { ranks, seq, tick, .. } = &mut groups[self.group];
         *tick = tick.wrapping_add(1);
         let (rank, group, seq, tick) = (*own, self.group, *seq, *tick);
         let arrival = Arrival { rank, group, members: ranks, seq, tick, bytes, reach };
@@ -55,11 +55,13 @@ impl Call<'_> {
             members: ranks,
             seq,
             tick,
-            spins: *spins,
         };
+        let seen = waiter.sees_all(*spins);
         let mut met = Ok(());
         for &peer in ranks.iter().filter(|&&peer| peer != *own) {
-            met = waiter.wait_for(peer);
+            if !seen {
+                met = waiter.wait_for(peer);
+            }
             if met.is_ok() && !self.compared && world.agreed(peer, self.group, seq) != self.agreed {
                 met = Err(waiter.disagreement());
             }
@@ -87,46 +89,82 @@ impl Call<'_> {
         op: ReduceOp,
         root: Option<usize>,
     ) -> Result<()> {
-        /// How many elements are reduced at once: few enough to stay in the nearest cache.
-        const BLOCK: usize = 2048;
-        let each = WINDOW / size_of::<T>();
-        let own = self.rank.rank;
-        let ranks = self.members().len();
-        let mut partials = vec![T::Partial::default(); BLOCK.min(data.len())];
-        let mut block = vec![T::zeroed(); partials.len()];
-        if data.is_empty() {
+        /// What all ranks reduce whole, in bytes, because that takes less than to meet a second time.
+        const SMALL: usize = 16 << 10;
+        // Of one rank's numbers each reduction makes themselves.
+        if data.is_empty() || self.members().len() == 1 {
             return self.meet();
         }
-        for window in data.chunks_mut(each) {
-            self.bring(bytemuck::cast_slice(window), root.map_or(Reach::All, Reach::Only))?;
-            if root.is_some_and(|root| root != own) {
+        let mut partials = Vec::new();
+        for window in data.chunks_mut(WINDOW / size_of::<T>()) {
+            // With two ranks, as much crosses from one to the other either way.
+            if root.is_none() && self.members().len() > 2 && size_of_val(window) > SMALL {
+                self.reduce_by_slices(window, op, &mut partials)?;
                 continue;
             }
-            for (place, results) in window.chunks_mut(BLOCK).enumerate() {
-                let (partials, block) = (&mut partials[..results.len()], &mut block[..results.len()]);
-                if let [first, second] = self.rank.groups[self.group].ranks[..] {
-                    let peer = if first == own { second } else { first };
-                    self.read(peer, place * BLOCK * size_of::<T>(), bytemuck::cast_slice_mut(block));
-                    reduce_two(op, results, block, first == own);
-                    continue;
-                }
-                for (index, &peer) in self.rank.groups[self.group].ranks.iter().enumerate() {
-                    let next: &[T] = if peer == own {
-                        results
-                    } else {
-                        self.read(peer, place * BLOCK * size_of::<T>(), bytemuck::cast_slice_mut(block));
-                        block
-                    };
-                    if index == 0 {
-                        partials.iter_mut().zip(next).for_each(|(partial, next)| *partial = next.widen());
-                    } else {
-                        fold(op, partials, next);
-                    }
-                }
-                finish(op, partials, results, ranks);
+            self.bring(bytemuck::cast_slice(window), root.map_or(Reach::All, Reach::Only))?;
+            if root.is_none_or(|root| root == self.rank.rank) {
+                self.fold_windows(window, 0, op, &mut partials);
             }
         }
         Ok(())
+    }
+
+    /// Each rank reduces a slice of the window, and all take it from there.
+    fn reduce_by_slices<T: Element>(
+        &mut self,
+        window: &mut [T],
+        op: ReduceOp,
+        partials: &mut Vec<T::Partial>,
+    ) -> Result<()> {
+        let slices = Slices::of::<T>(window.len(), self.members().len());
+        self.bring(bytemuck::cast_slice(window), Reach::Slices(slices.each * size_of::<T>()))?;
+        let own = slices.range(self.place());
+        self.fold_windows(&mut window[own.clone()], own.start * size_of::<T>(), op, partials);
+        self.bring(bytemuck::cast_slice(&window[own]), Reach::All)?;
+        for (place, &peer) in self.members().iter().enumerate().filter(|(_, peer)| **peer != self.rank.rank) {
+            self.read(peer, 0, bytemuck::cast_slice_mut(&mut window[slices.range(place)]));
+        }
+        Ok(())
+    }
+
+    /// Makes of one's own elements, which all others have theirs of at `offset` of their windows, what `op` makes of all.
+    fn fold_windows<T: Element>(
+        &self,
+        results: &mut [T],
+        offset: usize,
+        op: ReduceOp,
+        partials: &mut Vec<T::Partial>,
+    ) {
+        let (world, own) = (&self.rank.world, self.rank.rank);
+        let Members { ranks, tick, .. } = &self.rank.groups[self.group];
+        let of = |peer, offset| Window { world, place: (peer, self.group, *tick), offset };
+        if let [first, second] = ranks[..] {
+            let other = of(if first == own { second } else { first }, offset);
+            return reduce_two(op, (results, other), first == own);
+        }
+        for (block, results) in results.chunks_mut(BLOCK).enumerate() {
+            let offset = offset + block * BLOCK * size_of::<T>();
+            if partials.len() < results.len() {
+                partials.resize(results.len(), T::Partial::default());
+            }
+            let partials = &mut partials[..results.len()];
+            for (index, &peer) in ranks.iter().enumerate() {
+                match (index, peer == own) {
+                    (0, true) => widen::<T>((&mut *partials, &*results)),
+                    (0, false) => widen::<T>((&mut *partials, of(peer, offset))),
+                    (_, true) => fold::<T>(op, (&mut *partials, &*results)),
+                    (_, false) => fold::<T>(op, (&mut *partials, of(peer, offset))),
+                }
+            }
+            finish(op, partials, results, ranks.len());
+        }
+    }
+
+    /// This rank's place among the members.
+    fn place(&self) -> usize {
+        let own = self.rank.rank;
+        self.members().iter().position(|&member| member == own).expect("it is one of them")
     }
 
     pub(crate) fn broadcast(&mut self, bytes: &mut [u8], root: usize) -> Result<()> {
@@ -191,5 +229,39 @@ impl Call<'_> {
             }
         }
         Ok(all)
+    }
+}
+
+/// How many elements are reduced at once: few enough to stay in the nearest cache.
+pub(crate) const BLOCK: usize = 2048;
+
+/// Elements, divided among the members of a group.
+pub(crate) struct Slices {
+    len: usize,
+    pub(crate) each: usize,
+}
+
+impl Slices {
+    /// Whole cache lines for each, so that no two write into one; the last ones may have less, or nothing.
+    pub(crate) fn of<T: Element>(len: usize, members: usize) -> Self {
+        Self { len, each: len.div_ceil(members).next_multiple_of(64 / size_of::<T>()) }
+    }
+
+    pub(crate) fn range(&self, place: usize) -> std::ops::Range<usize> {
+        (place * self.each).min(self.len)..((place + 1) * self.each).min(self.len)
+    }
+}
+
+/// Numbers in a rank's window, from `offset` on.
+struct Window<'a> {
+    world: &'a World,
+    /// The rank, its group, its arrival.
+    place: (usize, usize, u32),
+    offset: usize,
+}
+
+impl<A, T: Element> Pairs<A, T> for (&mut [A], Window<'_>) {
+    fn each(self, f: impl Fn(&mut A, T)) {
+        self.1.world.fold_window(self.1.place, self.1.offset, self.0, f);
     }
 }

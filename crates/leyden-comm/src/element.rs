@@ -43,30 +43,40 @@ pub trait Element: Pod + Send + Sync + PartialEq + std::fmt::Debug + sealed::Sea
     fn finish(op: ReduceOp, partial: Self::Partial, ranks: usize) -> Self;
 }
 
-/// Folds `next`, the elements of one more rank, into partial results.
-pub(crate) fn fold<T: Element>(op: ReduceOp, partials: &mut [T::Partial], next: &[T]) {
+/// Places of results, each with the number of one more rank that belongs to it, wherever that lies.
+pub(crate) trait Pairs<A, T> {
+    fn each(self, f: impl Fn(&mut A, T));
+}
+
+/// Begins partial results with the elements of the first rank.
+pub(crate) fn widen<T: Element>(pairs: impl Pairs<T::Partial, T>) {
+    pairs.each(|partial, first| *partial = first.widen());
+}
+
+/// Folds the elements of one more rank into partial results.
+pub(crate) fn fold<T: Element>(op: ReduceOp, pairs: impl Pairs<T::Partial, T>) {
     // One loop for each, so that the compiler makes lanes of it.
     match op {
-        ReduceOp::Sum | ReduceOp::Mean => each(partials, next, |a, b| T::combine(ReduceOp::Sum, a, b)),
-        ReduceOp::Min => each(partials, next, |a, b| T::combine(ReduceOp::Min, a, b)),
-        ReduceOp::Max => each(partials, next, |a, b| T::combine(ReduceOp::Max, a, b)),
-        ReduceOp::Prod => each(partials, next, |a, b| T::combine(ReduceOp::Prod, a, b)),
+        ReduceOp::Sum | ReduceOp::Mean => pairs.each(|a, b| *a = T::combine(ReduceOp::Sum, *a, b)),
+        ReduceOp::Min => pairs.each(|a, b| *a = T::combine(ReduceOp::Min, *a, b)),
+        ReduceOp::Max => pairs.each(|a, b| *a = T::combine(ReduceOp::Max, *a, b)),
+        ReduceOp::Prod => pairs.each(|a, b| *a = T::combine(ReduceOp::Prod, *a, b)),
     }
 }
 
 /// Reduces the elements of two ranks, in place of one's: the same arithmetic in a single pass. `own_first`: whether that one
 /// is the first of both.
-pub(crate) fn reduce_two<T: Element>(op: ReduceOp, own: &mut [T], other: &[T], own_first: bool) {
-    fn pass<T: Element>(own: &mut [T], other: &[T], own_first: bool, reduce: impl Fn(T, T) -> T) {
+pub(crate) fn reduce_two<T: Element>(op: ReduceOp, pairs: impl Pairs<T, T>, own_first: bool) {
+    fn pass<T: Element>(pairs: impl Pairs<T, T>, own_first: bool, reduce: impl Fn(T, T) -> T) {
         if own_first {
-            own.iter_mut().zip(other).for_each(|(own, other)| *own = reduce(*own, *other));
+            pairs.each(|own, other| *own = reduce(*own, other));
         } else {
-            own.iter_mut().zip(other).for_each(|(own, other)| *own = reduce(*other, *own));
+            pairs.each(|own, other| *own = reduce(other, *own));
         }
     }
     macro_rules! with {
         ($op:expr) => {
-            pass(own, other, own_first, |a, b| T::finish($op, T::combine($op, a.widen(), b), 2))
+            pass(pairs, own_first, |a: T, b| T::finish($op, T::combine($op, a.widen(), b), 2))
         };
     }
     match op {
@@ -91,9 +101,10 @@ pub(crate) fn finish<T: Element>(op: ReduceOp, partials: &[T::Partial], results:
     }
 }
 
-fn each<T: Element>(partials: &mut [T::Partial], next: &[T], combine: impl Fn(T::Partial, T) -> T::Partial) {
-    for (partial, next) in partials.iter_mut().zip(next) {
-        *partial = combine(*partial, *next);
+/// Both at hand.
+impl<A, T: Copy> Pairs<A, T> for (&mut [A], &[T]) {
+    fn each(self, f: impl Fn(&mut A, T)) {
+        self.0.iter_mut().zip(self.1).for_each(|(place, number)| f(place, *number));
     }
 }
 
@@ -220,7 +231,7 @@ mod tests {
     fn reduce<T: Element>(op: ReduceOp, ranks: &[T]) -> T {
         let mut partial = [ranks[0].widen()];
         for &next in &ranks[1..] {
-            fold(op, &mut partial, &[next]);
+            fold::<T>(op, (&mut partial[..], &[next][..]));
         }
         T::finish(op, partial[0], ranks.len())
     }

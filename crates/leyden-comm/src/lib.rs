@@ -7,6 +7,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(target_os = "linux")]
+mod bucket;
 pub mod codes;
 #[cfg(target_os = "linux")]
 mod collective;
@@ -33,6 +35,8 @@ mod watch;
 #[cfg(target_os = "linux")]
 mod world;
 
+#[cfg(target_os = "linux")]
+pub use bucket::Bucket;
 #[cfg(target_os = "linux")]
 pub use element::{Element, ReduceOp};
 pub use leyden_process::{Error, Result};

@@ -13,6 +13,7 @@ use leyden_process::{Error, Result, contain, tombstone};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::bucket::Bucket;
 use crate::codes::{ARGUMENT, OBJECT, RANK_ZERO_PANICKED, WORLD_SIZE};
 use crate::collective::Call;
 use crate::element::{Element, ReduceOp};
@@ -50,6 +51,8 @@ pub struct Rank {
     pub(crate) spins: u32,
     pub(crate) groups: Vec<Members>,
     sites: Sites,
+    /// How many have been made.
+    buckets: u16,
     /// Not `Sync`: one thread at a time.
     alone: PhantomData<Cell<()>>,
 }
@@ -70,6 +73,8 @@ pub struct RankZero(());
 /// A group as this rank sees it.
 pub(crate) struct Members {
     pub(crate) ranks: Vec<usize>,
+    /// Whether this rank is one of them.
+    pub(crate) ours: bool,
     /// Collectives begun, and arrivals made.
     pub(crate) seq: u64,
     pub(crate) tick: u32,
@@ -117,13 +122,13 @@ impl Rank {
     fn new(world: Arc<World>, rank: usize, times: u32) -> Self {
         let size = world.size();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let groups = vec![Members { ranks: (0..size).collect(), seq: 0, tick: 0 }];
+        let groups = vec![Members { ranks: (0..size).collect(), ours: true, seq: 0, tick: 0 }];
         // A spin that is longer than a peer needs on a core of its own only keeps it from its core; and so it does the thread
         // that takes what comes over a network.
         let spins = if size <= cores && world.transport().shares_memory() { 20_000 } else { 50 };
         let sites = Sites::default();
         let limits = Limits::default();
-        Self { world, rank, times, limits, spins, groups, sites, alone: PhantomData }
+        Self { world, rank, times, limits, spins, groups, sites, buckets: 0, alone: PhantomData }
     }
 
     /// This rank's number, from 0.
@@ -187,6 +192,49 @@ impl Rank {
         check_mean::<T>(op)?;
         let mut call = self.begin(group, agreed::<T>(Op::AllReduce, data.len(), Some(op), 0), label)?;
         call.reduce(data, op, None)
+    }
+
+    /// Makes room for `len` numbers, zeros at first, that [`all_reduce_bucket`](Self::all_reduce_bucket) reduces without copies
+    /// (PyTorch: what `DistributedDataParallel` does with `gradient_as_bucket_view`). All ranks make their buckets in the same
+    /// order, of the same length. Errors name its label.
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier); `D0130` if there is not enough memory for those of all ranks of this host.
+    ///
+    /// ```
+    /// use leyden_comm::{ReduceOp, launch};
+    ///
+    /// let means = launch::threads(2, |rank| {
+    ///     let mut gradients = rank.bucket::<f32>(1000, "layer 1")?;
+    ///     gradients.fill(rank.rank() as f32);
+    ///     rank.all_reduce_bucket(&mut gradients, ReduceOp::Mean)?;
+    ///     Ok(gradients[999])
+    /// })?;
+    /// assert_eq!(means, [0.5; 2]);
+    /// # Ok::<(), leyden_comm::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn bucket<T: Element>(&mut self, len: usize, label: &str) -> Result<Bucket<T>> {
+        let number = self.buckets;
+        self.buckets = number.wrapping_add(1);
+        let call =
+            self.begin(Group::WORLD, agreed::<T>(Op::Bucket, len, None, usize::from(number)), label)?;
+        Bucket::new(call, len, number, label)
+    }
+
+    /// Does with a bucket what [`all_reduce`](Self::all_reduce) does with a slice: the same bits, several times as fast where
+    /// it is large. After an error the numbers in it are those of before, those of after, or some of both.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce); `D0131` if the bucket is of another world. Ranks with another bucket disagree
+    /// (`D0103`).
+    #[track_caller]
+    pub fn all_reduce_bucket<T: Element>(&mut self, bucket: &mut Bucket<T>, op: ReduceOp) -> Result<()> {
+        check_mean::<T>(op)?;
+        bucket.check(&self.world, self.times)?;
+        let agreed = agreed::<T>(Op::AllReduceBucket, bucket.len(), Some(op), usize::from(bucket.number()));
+        let call = self.begin(Group::WORLD, agreed, bucket.label())?;
+        bucket.reduce(call, op)
     }
 
     /// The same, but the result is on `root` alone; the others keep what they had (PyTorch: `dist.reduce`).
@@ -398,7 +446,8 @@ impl Rank {
         call.meet()?;
         // All write the same.
         self.world.set_members(number, &members);
-        self.groups.push(Members { ranks: members, seq: 0, tick: 0 });
+        let ours = members.contains(&self.rank);
+        self.groups.push(Members { ranks: members, ours, seq: 0, tick: 0 });
         Ok(Group(number as u8))
     }
 
@@ -444,8 +493,7 @@ impl Rank {
             return Err(error);
         }
         let number = usize::from(group.0);
-        let here = self.groups.get(number).is_some_and(|group| group.ranks.contains(&self.rank));
-        if !here {
+        if !self.groups.get(number).is_some_and(|group| group.ours) {
             return Err(Error::new(ARGUMENT, "a rank is not in the group of its collective")
                 .at("rank", self.rank)
                 .at("group", number)
@@ -455,7 +503,7 @@ impl Rank {
         let members = &mut self.groups[number];
         members.seq += 1;
         let packed = agreed.pack();
-        self.world.write_record(self.rank, number, members.seq, packed, site, now());
+        self.world.write_record(self.rank, number, members.seq, packed, site);
         Ok(Call { rank: self, group: number, agreed: packed, compared: false })
     }
 }
@@ -481,19 +529,24 @@ impl fmt::Debug for Rank {
 #[derive(Default)]
 struct Sites {
     numbers: HashMap<(usize, String), u32>,
-    /// The last one without a label, which most are.
-    last: Option<(usize, u32)>,
+    /// Some of them, found by comparison alone: a step's collectives are those of the step before.
+    recent: [Option<(usize, String, u32)>; RECENT],
     count: u32,
 }
 
 impl Sites {
     fn number(&mut self, world: &World, rank: usize, place: &'static Location<'static>, label: &str) -> u32 {
         let address = std::ptr::from_ref(place).addr();
-        if let Some((last, number)) = self.last
-            && last == address
-            && label.is_empty()
+        let bytes = label.as_bytes();
+        let mix = bytes.len() + usize::from(bytes.last().copied().unwrap_or(0));
+        let slot = (address / align_of::<Location>() + mix) % RECENT;
+        if let Some((known, text, number)) = &self.recent[slot]
+            && *known == address
+            // Comparing nothing with nothing is slow where a masked load is given an address that is none.
+            && text.len() == label.len()
+            && (label.is_empty() || text == label)
         {
-            return number;
+            return *number;
         }
         let number = match self.numbers.get(&(address, label.to_owned())) {
             Some(&number) => number,
@@ -501,6 +554,7 @@ impl Sites {
                 // The oldest makes room: labels may be made up anew in each step.
                 if self.count == SITES {
                     self.numbers.clear();
+                    self.recent = Default::default();
                     self.count = 0;
                 }
                 self.count += 1;
@@ -511,12 +565,13 @@ impl Sites {
                 self.count
             }
         };
-        if label.is_empty() {
-            self.last = Some((address, number));
-        }
+        self.recent[slot] = Some((address, label.to_owned(), number));
         number
     }
 }
+
+/// How many call sites are found by comparison.
+const RECENT: usize = 32;
 
 /// How long [`Rank::on_rank_zero`] may take.
 const RANK_ZERO: Duration = Duration::from_secs(30 * 60);

@@ -20,11 +20,13 @@ pub(crate) enum Op {
     Agree,
     OnRankZero,
     NewGroup,
+    Bucket,
+    AllReduceBucket,
 }
 
 impl Op {
     fn name(number: u8) -> &'static str {
-        const ALL: [(Op, &str); 12] = [
+        const ALL: [(Op, &str); 14] = [
             (Op::Barrier, "barrier"),
             (Op::Broadcast, "broadcast"),
             (Op::AllReduce, "all_reduce"),
@@ -37,6 +39,8 @@ impl Op {
             (Op::Agree, "agree_any"),
             (Op::OnRankZero, "on_rank_zero"),
             (Op::NewGroup, "new_group"),
+            (Op::Bucket, "bucket"),
+            (Op::AllReduceBucket, "all_reduce_bucket"),
         ];
         ALL.iter().find(|(op, _)| *op as u8 == number).map_or("unknown", |(_, name)| name)
     }
@@ -49,6 +53,7 @@ pub(crate) struct Agreed {
     /// An [`Element`](crate::Element)'s number; 0 where there are none.
     pub(crate) element: u8,
     pub(crate) reduce: Option<ReduceOp>,
+    /// Of those that have one; of a bucket the number.
     pub(crate) root: u16,
     /// How many elements.
     pub(crate) count: u64,

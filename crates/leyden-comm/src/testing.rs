@@ -67,6 +67,7 @@ pub fn conformance(sizes: &[usize], run: impl Fn(usize, usize) -> Result<Vec<u64
 pub const CASES: &[Case] = &[
     Case { name: "each collective gives what it should", sizes: ALL, body: everything, ends: Ends::Well },
     Case { name: "reductions are in rank order, to the bit", sizes: ALL, body: arithmetic, ends: Ends::Well },
+    Case { name: "buckets get the bits of slices", sizes: ALL, body: buckets, ends: Ends::Well },
     Case { name: "groups have numbers of their own", sizes: ALL, body: groups, ends: Ends::Well },
     Case { name: "objects arrive, of any size", sizes: ALL, body: objects, ends: Ends::Well },
     Case { name: "what rank 0 fails of reaches all", sizes: ALL, body: rank_zero, ends: Ends::Well },
@@ -216,6 +217,22 @@ fn gathered_digest(bytes: &[u8]) -> u64 {
     let mut digest = Digest::default();
     digest.take(bytes);
     digest.0
+}
+
+fn buckets(rank: &mut Rank) -> Result<u64> {
+    let mut digest = Digest::default();
+    for length in [0, 1, 17, 100_001] {
+        let mut bucket = rank.bucket::<f32>(length, "layer 1")?;
+        let mut slice: Vec<f32> = (0..length).map(|index| number(rank.rank(), index) as f32).collect();
+        bucket.copy_from_slice(&slice);
+        for op in [ReduceOp::Mean, ReduceOp::Sum] {
+            rank.all_reduce_bucket(&mut bucket, op)?;
+            rank.all_reduce(&mut slice, op)?;
+            assert!(bytemuck::cast_slice::<f32, u8>(&bucket) == bytemuck::cast_slice::<f32, u8>(&slice));
+        }
+        digest.take(bytemuck::cast_slice(&slice));
+    }
+    Ok(digest.0)
 }
 
 fn groups(rank: &mut Rank) -> Result<u64> {

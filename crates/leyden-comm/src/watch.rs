@@ -48,18 +48,29 @@ pub(crate) struct Waiter<'a> {
     /// Which collective of the group, and which arrival.
     pub(crate) seq: u64,
     pub(crate) tick: u32,
-    /// How often to look before falling asleep.
-    pub(crate) spins: u32,
 }
 
 impl Waiter<'_> {
-    /// Waits until `peer` has arrived.
-    pub(crate) fn wait_for(&self, peer: usize) -> Result<()> {
-        for _ in 0..self.spins {
-            if self.has_arrived(peer) {
-                return Ok(());
+    /// Looks up to `looks` times whether all others have arrived.
+    pub(crate) fn sees_all(&self, looks: u32) -> bool {
+        let mut left = looks;
+        self.members.iter().filter(|&&peer| peer != self.rank).all(|&peer| {
+            let arrived = self.world.arrived(peer, self.group);
+            while !has_reached(arrived.load(Ordering::Acquire), self.tick) {
+                if left == 0 {
+                    return false;
+                }
+                left -= 1;
+                std::hint::spin_loop();
             }
-            std::hint::spin_loop();
+            true
+        })
+    }
+
+    /// Sleeps until `peer` has arrived.
+    pub(crate) fn wait_for(&self, peer: usize) -> Result<()> {
+        if self.has_arrived(peer) {
+            return Ok(());
         }
         self.world.awaited(self.rank, self.group).store(u64::from(self.tick) | WAITS, Ordering::SeqCst);
         let result = self.sleep_for(peer);

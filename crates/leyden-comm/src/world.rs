@@ -3,7 +3,7 @@
 //! Each word has one writer, but for those that say so. A rank announces a collective by writing its record and then
 //! its arrival, and reads another's record once it has seen that one's arrival. Records and windows are used in turn:
 //! what belongs to one arrival is written over only after all have made the next one, and whoever makes it has read
-//! all that it needs of the one before.
+//! all that it needs of the one before. (Of two ranks, the one that reads a window is also the next to write to it.)
 
 use std::cmp;
 use std::fmt;
@@ -17,6 +17,7 @@ use leyden_process::supervise::evidence;
 use leyden_process::{Error, Result, futex};
 
 use crate::codes::{WORLD_FOREIGN, WORLD_SIZE};
+use crate::element::Element;
 use crate::record::{Record, Site};
 use crate::transport::{SharedMemory, Transport, Word};
 
@@ -150,11 +151,12 @@ impl World {
         }
         self.memory.write(POISON_WORDS, &wire);
         self.memory.word(POISON_LENGTH).store(wire.len() as u32, Ordering::Relaxed);
+        // First: whoever sees it here may leave at once, and nobody must hear of that before.
+        self.transport().tell_failure(error);
         let word = self.poison_word();
         word.store(POISONED, Ordering::Release);
         futex::wake(word, u32::MAX);
         self.wake_all();
-        self.transport().tell_failure(error);
     }
 
     /// Whether it is for us to write what the world failed of. Whoever writes may be killed while it does: then the next one
@@ -302,34 +304,34 @@ impl World {
         self.rank(rank) + SITES_AT + (number as usize - 1) % SITES as usize * SITE_BYTES
     }
 
-    /// Writes a record; it is seen once its arrival is.
-    pub(crate) fn write_record(
-        &self,
-        rank: usize,
-        group: usize,
-        seq: u64,
-        agreed: [u64; 2],
-        site: u32,
-        time: u64,
-    ) {
+    /// Writes a record; it is seen once its arrival is. What is compared lies beside the arrival: whoever waits for the one
+    /// has the other, and the rest is read only if something is wrong.
+    pub(crate) fn write_record(&self, rank: usize, group: usize, seq: u64, agreed: [u64; 2], site: u32) {
         let record = self.record_offset(rank, group, seq);
-        let words = [agreed[0], agreed[1], u64::from(site), time, seq];
-        for (word, value) in words.into_iter().enumerate() {
+        for (word, value) in [agreed[0], agreed[1], u64::from(site), seq].into_iter().enumerate() {
             self.memory.long(record + 8 * word).store(value, Ordering::Relaxed);
         }
+        let beside = self.agreed_offset(rank, group, seq);
+        self.memory.long(beside).store(agreed[0], Ordering::Relaxed);
+        self.memory.long(beside + 8).store(agreed[1], Ordering::Relaxed);
     }
 
-    /// What a rank has agreed to as its collective `seq`: of the last [`RING`] alone.
+    /// What a rank has agreed to as its collective `seq`: of its last two alone.
     pub(crate) fn agreed(&self, rank: usize, group: usize, seq: u64) -> [u64; 2] {
-        let record = self.record_offset(rank, group, seq);
-        [0, 8].map(|word| self.memory.long(record + word).load(Ordering::Relaxed))
+        let beside = self.agreed_offset(rank, group, seq);
+        [0, 8].map(|word| self.memory.long(beside + word).load(Ordering::Relaxed))
+    }
+
+    /// A rank begins its next but one collective once all have begun the next, and so have compared this one.
+    fn agreed_offset(&self, rank: usize, group: usize, seq: u64) -> usize {
+        self.arrival_offset(rank, group) + AGREED + seq as usize % 2 * 16
     }
 
     /// The whole record of a rank's collective `seq`, if it is still there.
     pub(crate) fn record(&self, rank: usize, group: usize, seq: u64) -> Option<Record> {
         let offset = self.record_offset(rank, group, seq);
         let word = |word: usize| self.memory.long(offset + 8 * word).load(Ordering::Relaxed);
-        (seq > 0 && word(4) == seq).then(|| Record {
+        (seq > 0 && word(3) == seq).then(|| Record {
             seq,
             group: group as u8,
             agreed: [word(0), word(1)],
@@ -346,7 +348,7 @@ impl World {
     pub(crate) fn last_record(&self, rank: usize, group: usize) -> Option<Record> {
         let last = (0..RING as u64)
             .map(|place| {
-                self.memory.long(self.record_offset(rank, group, place) + 32).load(Ordering::Relaxed)
+                self.memory.long(self.record_offset(rank, group, place) + RECORD_SEQ).load(Ordering::Relaxed)
             })
             .max()?;
         self.record(rank, group, last)
@@ -398,7 +400,7 @@ impl World {
     /// Forgets what a rank has done in a group, which is made anew.
     pub(crate) fn forget_group(&self, rank: usize, group: usize) {
         for place in 0..RING as u64 {
-            self.memory.long(self.record_offset(rank, group, place) + 32).store(0, Ordering::Relaxed);
+            self.memory.long(self.record_offset(rank, group, place) + RECORD_SEQ).store(0, Ordering::Relaxed);
         }
         self.arrived(rank, group).store(0, Ordering::Release);
         self.transport().tell(self, rank, Word::Forget(group));
@@ -410,6 +412,17 @@ impl World {
 
     fn arrival_offset(&self, rank: usize, group: usize) -> usize {
         self.rank(rank) + ARRIVALS_AT + group * ARRIVAL_BYTES
+    }
+
+    /// Gives each of `into` the number at its place in a rank's window, from `offset` on.
+    pub(crate) fn fold_window<A, T: Element>(
+        &self,
+        (rank, group, tick): (usize, usize, u32),
+        offset: usize,
+        into: &mut [A],
+        f: impl Fn(&mut A, T),
+    ) {
+        self.memory.fold(self.window(rank, group, tick) + offset, into, f);
     }
 
     /// Puts bytes into a rank's window of a group, for arrival `tick`.
@@ -427,8 +440,12 @@ impl World {
         self.memory.read(self.window(rank, group, tick) + offset, bytes);
     }
 
+    /// Two ranks write into one place by turns: each into the one that it has read last, whose lines are in its cache. A line
+    /// then crosses once for each arrival, and not a second time to be taken back.
     fn window(&self, rank: usize, group: usize, tick: u32) -> usize {
-        HEADER + self.size * RANK_BYTES + ((rank * MOST_GROUPS + group) * 2 + tick as usize % 2) * WINDOW
+        let odd = tick as usize % 2;
+        let (owner, place) = if self.size == 2 { (rank ^ odd, 0) } else { (rank, odd) };
+        HEADER + self.size * RANK_BYTES + ((owner * MOST_GROUPS + group) * 2 + place) * WINDOW
     }
 
     fn rank(&self, rank: usize) -> usize {
@@ -509,8 +526,10 @@ const END_WORDS_BYTES: usize = 4096 - END_WORDS;
 const ARRIVALS_AT: usize = 4096;
 /// A cache line: no two ranks' arrivals share one.
 const ARRIVAL_BYTES: usize = 64;
+const AGREED: usize = 16;
 const RECORDS_AT: usize = ARRIVALS_AT + MOST_GROUPS * ARRIVAL_BYTES;
-const RECORD_BYTES: usize = 64;
+const RECORD_BYTES: usize = 32;
+const RECORD_SEQ: usize = 24;
 const SITES_AT: usize = RECORDS_AT + MOST_GROUPS * RING * RECORD_BYTES;
 const SITE_BYTES: usize = 256;
 const SITE_LABEL_BYTES: usize = 96;
@@ -545,7 +564,8 @@ mod tests {
         let world = World::create(2).unwrap();
         let site = Site { label: "epoch end".to_owned(), place: "ä".repeat(200) };
         world.write_site(1, 5, &site);
-        world.write_record(1, 0, 70, [1, 2], 5, 9);
+        world.write_record(1, 0, 70, [1, 2], 5);
+        assert_eq!((world.agreed(1, 0, 70), world.agreed(1, 0, 69)), ([1, 2], [0, 0]));
         let record = world.record(1, 0, 70).unwrap();
         assert_eq!((record.agreed, &record.site.label[..]), ([1, 2], "epoch end"));
         assert!(record.site.place.starts_with("ää") && record.site.place.len() <= 156);

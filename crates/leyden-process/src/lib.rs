@@ -42,6 +42,8 @@ mod portable;
 mod protocol;
 pub mod rank;
 mod region;
+#[cfg(not(leyden_portable))]
+pub mod segment;
 pub mod shared;
 pub mod signal;
 // Its words lie in shared memory, where the model's own cannot.

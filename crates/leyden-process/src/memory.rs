@@ -7,9 +7,12 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use bytemuck::Pod;
 
 pub use crate::available::available_bytes;
 pub use crate::region::Region;
@@ -66,6 +69,7 @@ impl Memory {
     /// # Panics
     ///
     /// Where there is no word at that offset.
+    #[inline]
     pub fn word(&self, offset: usize) -> &AtomicU32 {
         self.view(offset).expect("a word lies in the memory")
     }
@@ -76,6 +80,7 @@ impl Memory {
     /// # Panics
     ///
     /// Where there is no long word at that offset.
+    #[inline]
     pub fn long(&self, offset: usize) -> &AtomicU64 {
         self.view(offset).expect("a long word lies in the memory")
     }
@@ -86,6 +91,7 @@ impl Memory {
     /// # Panics
     ///
     /// Where they do not fit.
+    #[inline]
     pub fn write(&self, offset: usize, bytes: &[u8]) {
         let to = self.range(offset, bytes.len()).expect("the bytes lie in the memory");
         // SAFETY: the range lies in the mapping, and no reference to it exists in this process: what `view` gives are
@@ -99,13 +105,29 @@ impl Memory {
     /// # Panics
     ///
     /// Where there is not so much.
+    #[inline]
     pub fn read(&self, offset: usize, bytes: &mut [u8]) {
         let from = self.range(offset, bytes.len()).expect("the bytes lie in the memory");
         // SAFETY: as in `write`.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), bytes.as_mut_ptr(), bytes.len()) };
     }
 
+    /// Gives each of `into` the number that lies at its place from `offset` on: as [`read`](Self::read), without a copy.
+    ///
+    /// # Panics
+    ///
+    /// Where there are not so many, or the offset is not a multiple of their alignment.
+    pub fn fold<A, T: Pod>(&self, offset: usize, into: &mut [A], f: impl Fn(&mut A, T)) {
+        self.map.fold(offset, into, f);
+    }
+
+    /// The mapping alone; the descriptor is closed.
+    pub(crate) fn into_map(self) -> Map {
+        self.map
+    }
+
     /// The `T` at `offset`.
+    #[inline]
     pub(crate) fn view<T: Words>(&self, offset: usize) -> Option<&T> {
         let fits =
             offset.is_multiple_of(align_of::<T>()) && offset.checked_add(size_of::<T>())? <= self.bytes();
@@ -115,9 +137,9 @@ impl Memory {
     }
 
     /// The address of a range inside.
+    #[inline]
     pub(crate) fn range(&self, offset: usize, bytes: usize) -> Option<NonNull<u8>> {
-        // SAFETY: the offset lies in the mapping.
-        (offset.checked_add(bytes)? <= self.bytes()).then(|| unsafe { self.map.base.add(offset) })
+        self.map.range(offset, bytes)
     }
 
     /// Gives the pages of a range back; they read as zeros afterwards. False if the system refuses.
@@ -188,6 +210,45 @@ impl Map {
 
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The address of a range inside.
+    #[inline]
+    pub(crate) fn range(&self, offset: usize, bytes: usize) -> Option<NonNull<u8>> {
+        // SAFETY: the offset lies in the mapping.
+        (offset.checked_add(bytes)? <= self.bytes).then(|| unsafe { self.base.add(offset) })
+    }
+
+    /// See [`Memory::fold`]. `into` does not overlap what is read: whoever calls it knows.
+    pub(crate) fn fold<A, T: Pod>(&self, offset: usize, into: &mut [A], f: impl Fn(&mut A, T)) {
+        assert!(offset.is_multiple_of(align_of::<T>()), "the numbers are aligned");
+        let bytes = into.len().checked_mul(size_of::<T>());
+        let from = bytes.and_then(|bytes| self.range(offset, bytes)).expect("the numbers lie in the memory");
+        let from = from.as_ptr().cast_const().cast::<T>();
+        for (index, into) in into.iter_mut().enumerate() {
+            // SAFETY: the range was found to lie in the mapping, which begins at a page, so that the offset's alignment is
+            // the address's; any bytes are a `T`. Nothing in this process refers to it but atomics, which are elsewhere by
+            // their owner's layout. When other processes write there is said by words beside it; a number that one writes
+            // meanwhile all the same is an old one, a new one or some bytes of both.
+            f(into, unsafe { from.add(index).read() });
+        }
+    }
+
+    /// Has the system find pages for a range now, large ones if it likes.
+    pub(crate) fn populate(&self, range: Range<usize>) {
+        /// Since Linux 5.14.
+        const MADV_POPULATE_WRITE: i32 = 23;
+        let Some(start) = self.range(range.start, range.len()) else { return };
+        // SAFETY: the range lies in the mapping, and neither call changes what is in it. A kernel that knows neither, or
+        // has no memory, leaves the pages to their first use.
+        unsafe {
+            libc::madvise(start.as_ptr().cast(), range.len(), libc::MADV_HUGEPAGE);
+            libc::madvise(start.as_ptr().cast(), range.len(), MADV_POPULATE_WRITE);
+        }
     }
 }
 
@@ -325,6 +386,10 @@ mod tests {
         assert_eq!(&bytes, b"hello");
         assert_eq!(theirs.long(8).load(Ordering::Acquire), u64::MAX - 1);
         assert_eq!(theirs.word(0).load(Ordering::Acquire), 0);
+        ours.write(4096, bytemuck::cast_slice(&[1_u16, 2, 3]));
+        let mut sums = [10_u64; 2];
+        theirs.fold::<_, u16>(4098, &mut sums, |sum, number| *sum += u64::from(number));
+        assert_eq!(sums, [12, 13]);
     }
 
     #[test]

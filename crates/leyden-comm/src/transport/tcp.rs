@@ -49,7 +49,6 @@ impl Mesh {
             rank,
             links,
             is_closing: AtomicBool::new(false),
-            has_failed: AtomicBool::new(false),
             awaits: Mutex::new(None),
             is_behind: Mutex::new(false),
             behind: Condvar::new(),
@@ -113,8 +112,6 @@ struct Inner {
     /// One for each rank but this one.
     links: Vec<Option<Link>>,
     is_closing: AtomicBool,
-    /// The failure of the world has been told, or was heard.
-    has_failed: AtomicBool,
     /// What the others were told that this rank waits for.
     awaits: Mutex<Option<(usize, u64)>>,
     /// Something was left for the thread that catches up.
@@ -200,9 +197,6 @@ impl Transport for Inner {
     }
 
     fn tell_failure(&self, error: &Error) {
-        if self.has_failed.swap(true, Ordering::SeqCst) {
-            return;
-        }
         let mut wire = error.to_wire();
         if wire.len() > FAILURE_BYTES {
             let what: String = error.what().chars().take(1000).collect();

@@ -1,6 +1,7 @@
 //! Ranks that do as they should, and ranks that do not: threads of this process, and processes.
 #![cfg(target_os = "linux")]
 
+mod bucket;
 mod conforming;
 mod external;
 mod failing;

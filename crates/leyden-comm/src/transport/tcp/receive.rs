@@ -86,7 +86,7 @@ fn arrival(
     if sum.finalize() != head.checksum {
         return Err(Ending::Wrong(Fault::Damaged, Some(head.kind)));
     }
-    world.write_record(peer, group, head.seq, head.words, head.site, now());
+    world.write_record(peer, group, head.seq, head.words, head.site);
     show(world, peer, group, head.tick);
     Ok(())
 }
@@ -134,9 +134,8 @@ fn apply(inner: &Inner, world: &World, link: &Link, head: &Head, bytes: &[u8]) -
         Kind::Awaits => world.awaited(peer, group).store(head.words[0], Ordering::SeqCst),
         Kind::Forget => world.forget_group(peer, group),
         Kind::Failure => {
-            let error = Error::from_wire(bytes)?;
-            inner.has_failed.store(true, Ordering::SeqCst);
-            world.poison(&error);
+            // It is told to all again: this rank may leave because of it before they have heard it from the other one.
+            world.poison(&Error::from_wire(bytes)?);
         }
         Kind::Heard => {
             link.heard.fetch_max(head.tick + 1, Ordering::SeqCst);
