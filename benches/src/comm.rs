@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use std::{fs, hint};
 
 use leyden::{Error, Result};
-use leyden_comm::{Rank, ReduceOp, launch, measure};
+use leyden_comm::{Rank, ReduceOp, launch, measure, simulation};
 use leyden_process::futex;
 use serde_json::Value;
 
@@ -81,7 +81,37 @@ pub(crate) fn rows(peer: bool) -> Result<Vec<Row>> {
         let notes = vec![format!("{name}: p99 {:.2} ms of {repeats}, on the rank that waits", spread.p99)];
         rows.push(alone("comm/fault-p99", spread, "ms", "<= 100 ms", notes));
     }
+    rows.extend(simulated());
     Ok(rows)
+}
+
+/// What a session costs rank 0 for each rank, beside the same of a hundred ranks.
+fn simulated() -> Vec<Row> {
+    const REPEATS: usize = 20;
+    let run =
+        |ranks| -> Vec<simulation::Session> { (0..REPEATS).map(|_| simulation::session(ranks)).collect() };
+    let per_rank = |sessions: &[simulation::Session]| {
+        Spread::of(sessions.iter().map(|session| session.per_rank().as_secs_f64() * 1e6).collect())
+    };
+    let few = per_rank(&run(100));
+    [("comm/simulated-1000", 1000), ("comm/simulated-10000", 10_000)]
+        .map(|(row, ranks)| {
+            let sessions = run(ranks);
+            let ours = per_rank(&sessions);
+            let median = |part: fn(&simulation::Session) -> Duration| {
+                Spread::of(sessions.iter().map(|session| part(session).as_secs_f64() * 1e3).collect()).median
+            };
+            let notes = vec![
+                format!("all have met: {:.2} ms", median(|session| session.meeting)),
+                format!("a beat of each: {:.3} ms", median(|session| session.beats)),
+                format!("a death, told to all: {:.3} ms", median(|session| session.death)),
+            ];
+            let ratio = Some(ours.median / few.median);
+            let compared = "100 ranks".to_owned();
+            let goal = "<= 2x of 100 ranks";
+            Row { row, ours, peer: Some(few), unit: "us/rank", ratio, goal, compared, notes }
+        })
+        .into()
 }
 
 fn alone(row: &'static str, ours: Spread, unit: &'static str, goal: &'static str, notes: Vec<String>) -> Row {

@@ -54,6 +54,42 @@ pub const EXTERNAL_MISSING: Code = Code::new("D0217", exit::TRAINING_FAILED);
 pub const EXTERNAL_REFUSED: Code = Code::new("D0218", exit::CONFIGURATION);
 /// The socket at which ranks of a launcher meet cannot be had.
 pub const EXTERNAL_SOCKET: Code = Code::new("D0219", exit::CONFIGURATION);
+/// Ranks on several hosts have no token, or one that is too short.
+pub const SESSION_TOKEN: Code = Code::new("D0220", exit::CONFIGURATION);
+/// The address at which ranks of several hosts meet is not known.
+pub const SESSION_MASTER: Code = Code::new("D0221", exit::CONFIGURATION);
+/// Ranks say different numbers of ranks, or one has a rank that is not below it.
+pub const SESSION_SIZE: Code = Code::new("D0222", exit::CONFIGURATION);
+/// A rank has another token than rank 0.
+pub const SESSION_OTHER_TOKEN: Code = Code::new("D0223", exit::CONFIGURATION);
+/// Two processes have one rank.
+pub const SESSION_DUPLICATE: Code = Code::new("D0224", exit::CONFIGURATION);
+/// A rank is of another build, another version, or another configuration than rank 0.
+pub const SESSION_OTHER_BUILD: Code = Code::new("D0225", exit::CONFIGURATION);
+/// What answers at the master's address belongs to another run.
+pub const SESSION_OTHER_RUN: Code = Code::new("D0226", exit::CONFIGURATION);
+/// Not all ranks have come in time, or one has gone before all had come.
+pub const SESSION_MISSING: Code = Code::new("D0227", exit::TRAINING_FAILED);
+/// A rank has come when the run was complete, or had failed.
+pub const SESSION_CLOSED: Code = Code::new("D0228", exit::TRAINING_FAILED);
+/// Rank 0 cannot be found or reached, or does not answer.
+pub const SESSION_UNREACHABLE: Code = Code::new("D0229", exit::TRAINING_FAILED);
+/// Rank 0 cannot serve: no socket, thread or descriptor.
+pub const SESSION_SERVE: Code = Code::new("D0230", exit::CONFIGURATION);
+/// The process that serves the session is gone, or what it says makes no sense.
+pub const SESSION_LOST: Code = Code::new("D0231", exit::WORKER_DIED);
+/// A rank cannot be reached over the network.
+pub const PEER_UNREACHABLE: Code = Code::new("D0240", exit::TRAINING_FAILED);
+/// What answers for a rank is not of this run, or takes this rank for a stranger.
+pub const PEER_REFUSED: Code = Code::new("D0241", exit::CONFIGURATION);
+/// Not all ranks have connected to this one.
+pub const PEER_ABSENT: Code = Code::new("D0242", exit::TRAINING_FAILED);
+/// What a rank sent has arrived damaged.
+pub const FRAME_DAMAGED: Code = Code::new("D0243", exit::TRAINING_FAILED);
+/// What a rank sent makes no sense.
+pub const FRAME_SENSELESS: Code = Code::new("D0244", exit::TRAINING_FAILED);
+/// The transport that was asked for does not reach all ranks, or there is none of that name.
+pub const TRANSPORT_UNFIT: Code = Code::new("D0245", exit::CONFIGURATION);
 /// A launcher's variable is not a number.
 pub const NOT_A_NUMBER: Code = Code::new("D0301", exit::CONFIGURATION);
 /// A launcher's variable is set, and its counterpart is not.
@@ -125,6 +161,24 @@ mod tests {
             EXTERNAL_MISSING,
             EXTERNAL_REFUSED,
             EXTERNAL_SOCKET,
+            SESSION_TOKEN,
+            SESSION_MASTER,
+            SESSION_SIZE,
+            SESSION_OTHER_TOKEN,
+            SESSION_DUPLICATE,
+            SESSION_OTHER_BUILD,
+            SESSION_OTHER_RUN,
+            SESSION_MISSING,
+            SESSION_CLOSED,
+            SESSION_UNREACHABLE,
+            SESSION_SERVE,
+            SESSION_LOST,
+            PEER_UNREACHABLE,
+            PEER_REFUSED,
+            PEER_ABSENT,
+            FRAME_DAMAGED,
+            FRAME_SENSELESS,
+            TRANSPORT_UNFIT,
             NOT_A_NUMBER,
             HALF_SET,
             RANK_RANGE,

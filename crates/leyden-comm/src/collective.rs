@@ -7,10 +7,10 @@ use leyden_process::{Error, Result};
 
 use crate::codes::OBJECT;
 use crate::element::{Element, Pairs, ReduceOp, finish, fold, reduce_two, widen};
-use crate::handshake;
 use crate::rank::{Members, Rank};
+use crate::transport::Arrival;
 use crate::watch::Waiter;
-use crate::world::{Futexes, WINDOW, World};
+use crate::world::{WINDOW, World};
 
 /// Who reads what a rank brings with an arrival. Shared memory shows everything to all; what crosses a network is what is
 /// read.
@@ -39,15 +39,13 @@ impl Call<'_> {
     }
 
     /// Arrives, with these bytes for the others to see, and waits for all.
-    fn bring(&mut self, bytes: &[u8], _reach: Reach) -> Result<()> {
+    fn bring(&mut self, bytes: &[u8], reach: Reach) -> Result<()> {
         let Rank { world, rank: own, times, limits, spins, groups, peers, .. } = &mut *self.rank;
         let Members { ranks, seq, tick, .. } = &mut groups[self.group];
         *tick = tick.wrapping_add(1);
-        if !bytes.is_empty() {
-            world.write_window(*own, self.group, *tick, bytes);
-        }
-        let (arrived, sleepers) = (world.arrived(*own, self.group), world.sleepers(*own, self.group));
-        handshake::arrive(arrived, sleepers, *tick, &Futexes);
+        let (rank, group, seq, tick) = (*own, self.group, *seq, *tick);
+        let arrival = Arrival { rank, group, members: ranks, seq, tick, bytes, reach };
+        world.transport().arrive(world, &arrival);
         let waiter = Waiter {
             world,
             limits: *limits,
@@ -55,8 +53,8 @@ impl Call<'_> {
             times: *times,
             group: self.group,
             members: ranks,
-            seq: *seq,
-            tick: *tick,
+            seq,
+            tick,
             agreed: (!self.compared).then_some(self.agreed),
             spins: *spins,
             peers,

@@ -344,7 +344,7 @@ impl RankOf {
                 .copied()
                 .filter(|&group| world.awaited(rank, group).load(Ordering::SeqCst) != 0)
                 .collect(),
-            evidence: (may_look && pid > 0).then(|| EvidenceOf::of(pid)),
+            evidence: (may_look && pid > 0 && !world.is_carried()).then(|| EvidenceOf::of(pid)),
             groups: groups
                 .iter()
                 .map(|&group| PastOf {

@@ -2,12 +2,14 @@
 //! this process ([`threads()`]).
 
 mod external;
+mod hosts;
 mod logs;
 mod program;
 mod supervisor;
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use leyden_process::limits::{Resource, limit};
 use leyden_process::spawn::{Child, Job, Parent, Received, SpawnOptions};
@@ -19,6 +21,8 @@ use serde::de::DeserializeOwned;
 use crate::codes::{DIED, LAUNCH_DESCRIPTORS, OBJECT, RANK_PANICKED};
 use crate::environment::Environment;
 use crate::rank::Rank;
+use crate::session::{Member, Secret, nonce};
+use crate::transport::tcp::{self, Meeting};
 use crate::world::World;
 
 pub use program::{LaunchOptions, WorldHandle, world, world_with};
@@ -45,18 +49,86 @@ pub fn expect_descriptors(ranks: usize, needed: usize) -> Result<()> {
         .hint(format!("raise it with `ulimit -n {}`, or start fewer ranks", needed.max(1024))))
 }
 
+/// How ranks reach each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Carrier {
+    /// Memory that they share: on one host, and the fastest.
+    Memory,
+    /// Connections between each two of them: on any hosts.
+    Tcp,
+}
+
 /// Runs `f` on `n` ranks, each a thread of this process, and gives what each returns, in their order. For tests: with the
 /// same arithmetic and the same errors as ranks that are processes, except that a thread cannot be killed.
 ///
 /// # Errors
 /// The first rank's error; `D0112` if it panics. Those of a world that cannot be made.
 pub fn threads<R: Send>(n: usize, f: impl Fn(&mut Rank) -> Result<R> + Sync) -> Result<Vec<R>> {
-    let world = Arc::new(World::create(n)?);
-    let ranks = (0..n).map(|rank| Rank::join(Arc::clone(&world), rank)).collect::<Result<Vec<_>>>()?;
+    threads_over(Carrier::Memory, n, f)
+}
+
+/// The same with ranks that reach each other in this way: over [`Carrier::Tcp`] each has a world of its own and connections
+/// to the others by way of the loopback interface, as ranks on several hosts have.
+///
+/// # Errors
+/// As [`threads()`]; `D0240` to `D0242` if the ranks cannot connect to each other.
+pub fn threads_over<R: Send>(
+    carrier: Carrier,
+    n: usize,
+    f: impl Fn(&mut Rank) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    match carrier {
+        Carrier::Memory => {
+            let world = Arc::new(World::create(n)?);
+            let ranks =
+                (0..n).map(|rank| Rank::join(Arc::clone(&world), rank)).collect::<Result<Vec<_>>>()?;
+            on_threads(ranks, |rank| live(rank, &f))
+        }
+        Carrier::Tcp => on_threads(seats(n)?, |seat| {
+            let (rank, world) = (seat.rank, Arc::new(World::create(n)?));
+            let deadline = Instant::now() + CONNECTED;
+            let meeting = Meeting {
+                rank,
+                roster: &seat.roster,
+                secret: &seat.secret,
+                listener: seat.listener,
+                deadline,
+            };
+            // Open until the rank has said goodbye.
+            let _mesh = tcp::join(&world, meeting)?;
+            live(Rank::join(world, rank)?, &f)
+        }),
+    }
+}
+
+/// Where one of several ranks of this process connects to the others.
+struct Seat {
+    rank: usize,
+    listener: TcpListener,
+    roster: Arc<[Member]>,
+    secret: Secret,
+}
+
+fn seats(n: usize) -> Result<Vec<Seat>> {
+    World::check_size(n)?;
+    let listeners =
+        (0..n).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<std::io::Result<Vec<_>>>()?;
+    let member = |listener: &TcpListener| {
+        let address = listener.local_addr()?;
+        Ok(Member { address, host: "this one".to_owned(), pid: std::process::id() })
+    };
+    let roster: Arc<[Member]> = listeners.iter().map(member).collect::<std::io::Result<_>>()?;
+    let secret = Secret::from_bytes(nonce()?);
+    let seat =
+        |(rank, listener)| Seat { rank, listener, roster: Arc::clone(&roster), secret: secret.clone() };
+    Ok(listeners.into_iter().enumerate().map(seat).collect())
+}
+
+/// Runs `f` on a thread for each seat; gives all results, or the first error.
+fn on_threads<S: Send, R: Send>(seats: Vec<S>, f: impl Fn(S) -> Result<R> + Sync) -> Result<Vec<R>> {
     let f = &f;
     let results: Vec<Result<R>> = std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            ranks.into_iter().map(|rank| scope.spawn(move || live(rank, |rank| f(rank)))).collect();
+        let threads: Vec<_> = seats.into_iter().map(|seat| scope.spawn(move || f(seat))).collect();
         threads.into_iter().map(|thread| thread.join().expect("panics are contained")).collect()
     });
     results.into_iter().collect()
@@ -205,7 +277,7 @@ fn attend(world: &World, rank: usize, mut child: Child) -> Result<Vec<u8>> {
                     failing = None;
                     continue;
                 }
-                let since = *failing.get_or_insert_with(std::time::Instant::now);
+                let since = *failing.get_or_insert_with(Instant::now);
                 if since.elapsed() > GRACE {
                     break child.stop(LOOK);
                 }
@@ -236,6 +308,8 @@ fn attend(world: &World, rank: usize, mut child: Child) -> Result<Vec<u8>> {
     Err(world.poison(&error))
 }
 
+/// How long ranks of one process may take to connect to each other.
+const CONNECTED: Duration = Duration::from_secs(60);
 /// How long a new process waits to be told its rank.
 const TOLD: Duration = Duration::from_secs(10);
 /// How much of a result is sent at once, in bytes.

@@ -30,7 +30,15 @@ pub mod measure;
 mod rank;
 #[cfg(all(target_os = "linux", not(all(test, loom))))]
 mod record;
+#[cfg(target_os = "linux")]
+mod session;
+#[cfg(target_os = "linux")]
+pub mod simulation;
 pub mod store;
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
+pub mod testing;
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
+mod transport;
 #[cfg(all(target_os = "linux", not(all(test, loom))))]
 mod watch;
 #[cfg(all(target_os = "linux", not(all(test, loom))))]

@@ -99,6 +99,9 @@ impl Rank {
     /// Takes a rank's place in the world. In a process of its own, the process's death is noticed from here on.
     pub(crate) fn enter(world: Arc<World>, rank: usize) -> Result<Self> {
         let joined = Self::join(world, rank)?;
+        if !joined.world.transport().shares_memory() {
+            return Ok(joined);
+        }
         tombstone::hold(Arc::clone(&joined.world), move |world| world.tombstone(rank))?;
         Ok(joined)
     }
@@ -111,7 +114,11 @@ impl Rank {
         // What it has waited for, and where it was, is over; its collectives are counted on.
         world.set_phase(rank, 0, 0, 0);
         if !world.is_calm() {
-            renew(&world, rank, times)?;
+            match world.poisoned() {
+                // Over a network nobody knows whether all have come back.
+                Some(error) if !world.transport().shares_memory() => return Err(error),
+                _ => renew(&world, rank, times)?,
+            }
         }
         let (mut tick, mut seq) = (world.arrived(rank, 0).load(Ordering::Acquire), 0);
         if let Some(last) = world.last_record(rank, 0) {
@@ -145,8 +152,9 @@ impl Rank {
         let size = world.size();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let groups = vec![Members { ranks: (0..size).collect(), ours: true, seq: 0, tick: 0 }];
-        // A spin that is longer than a peer needs on a core of its own only keeps it from its core.
-        let spins = if size <= cores { 20_000 } else { 50 };
+        // A spin that is longer than a peer needs on a core of its own only keeps it from its core; and so it does the thread
+        // that takes what comes over a network.
+        let spins = if size <= cores && world.transport().shares_memory() { 20_000 } else { 50 };
         let sites = Sites::default();
         let limits = Limits::default();
         let detailed = world.is_detailed();

@@ -36,11 +36,13 @@
 
 mod budget;
 mod client;
-mod owner;
+pub(crate) mod owner;
 mod protocol;
 mod server;
 mod table;
 
 pub use client::{Client, ConnectOptions};
 pub use protocol::{LARGEST_VALUE, LONGEST_KEY, MOST_KEYS};
+#[cfg(target_os = "linux")]
+pub(crate) use protocol::{classify, timed_out};
 pub use server::{Server, ServerOptions, Strange, Stranger};

@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use leyden_process::clock::Lived;
 use leyden_process::futex::{self, WAITV_WORDS, WokenAny};
-use leyden_process::supervise::{Evidence, evidence};
 use leyden_process::tombstone::{self, State as Stone};
 use leyden_process::{Error, Result};
 
@@ -25,6 +24,7 @@ use crate::autopsy::Peers;
 use crate::codes::{DEADLOCK, DIED, DISAGREE, LEFT, PLACES_DIFFER, STUCK, UNWATCHED};
 use crate::handshake::{self, has_reached};
 use crate::record::{Record, Site, without_place};
+use crate::transport::{Look, Word};
 use crate::world::{End, State, World};
 
 /// How long to wait for others.
@@ -105,6 +105,7 @@ impl Waiter<'_> {
                 awaited.store(u64::from(self.tick) | WAITS, Ordering::SeqCst);
                 let result = self.sleep_for_all(iter::once(peer).chain(others).collect());
                 awaited.store(0, Ordering::SeqCst);
+                self.world.transport().tell(self.world, self.rank, Word::Awaits(self.group, 0));
                 return result;
             }
             if !self.agrees(peer) {
@@ -171,7 +172,12 @@ impl Waiter<'_> {
             .or_else(|| {
                 let due = waited >= wait.next_cycle;
                 wait.next_cycle = if due { waited + CYCLE } else { wait.next_cycle };
-                due.then(|| self.deadlock()).flatten()
+                due.then(|| {
+                    let awaits = Word::Awaits(self.group, u64::from(self.tick) | WAITS);
+                    self.world.transport().tell(self.world, self.rank, awaits);
+                    self.deadlock()
+                })
+                .flatten()
             })
             .or_else(|| wait.late.iter_mut().take(LOOKED_AT).find_map(|late| self.judge(late, waited)));
         failed.map_or(Ok(None), Err)
@@ -214,7 +220,7 @@ impl Waiter<'_> {
                 if unattended && stone == Stone::Dead && self.peers.tell(self.world, peer) {
                     return self.end_of(late);
                 }
-                if since.elapsed() < AUTOPSY && (stone == Stone::Dead || self.is_watched()) {
+                if since.elapsed() < AUTOPSY && (stone == Stone::Dead || self.is_told_of_ends()) {
                     return None;
                 }
                 match state {
@@ -233,9 +239,10 @@ impl Waiter<'_> {
         (!self.has_arrived(peer)).then_some(ended)
     }
 
-    /// Whether a process watches the ranks from outside.
-    fn is_watched(&self) -> bool {
+    /// Whether somebody says how a rank's process has ended: one that watches the ranks from outside, or a connection.
+    fn is_told_of_ends(&self) -> bool {
         matches!(tombstone::state(self.world.supervisor()), Stone::Held(_))
+            || !self.world.transport().shares_memory()
     }
 
     /// Sleeps until the first one's arrival, the alarm, a death, or the end of the slice.
@@ -274,8 +281,8 @@ impl Waiter<'_> {
         if lived < late.look.min(late.word).min(budget) {
             return None;
         }
-        let seen = Some(self.world.pid(late.rank)).filter(|&pid| pid > 0).map(evidence);
-        if seen.as_ref().is_some_and(|seen| seen.is_traced() || seen.is_stopped()) {
+        let seen = self.world.transport().look(self.world, late.rank);
+        if seen.as_ref().is_some_and(|seen| seen.suspended) {
             if !late.suspended && waited >= self.limits.warn && self.speaks() {
                 late.suspended = true;
                 tell(&format!(
@@ -396,19 +403,19 @@ impl Waiter<'_> {
         error.hint("its own words, above or in its log, say why; then start again from the last checkpoint")
     }
 
-    fn stuck(&self, peer: usize, waited: Duration, seen: Option<Evidence>) -> Error {
+    fn stuck(&self, peer: usize, waited: Duration, seen: Option<Look>) -> Error {
         let error = Error::new(STUCK, format!("rank {peer} does not come"));
         let error = self.with_places(error, peer).at("waited", format_args!("{waited:.1?}"));
         let error = match seen {
             None => error.at("it is", "not there yet: it never joined the world"),
-            Some(seen) => error.at("it is", seen),
+            Some(seen) => error.at("it is", seen.words),
         };
         error.at("budget", format_args!("{:?}", self.budget_of(peer))).hint(
             "if it only takes long there, announce it with `rank.long_op(name, budget, ..)` on that rank",
         )
     }
 
-    fn lateness(&self, peer: usize, waited: Duration, seen: Option<Evidence>) -> String {
+    fn lateness(&self, peer: usize, waited: Duration, seen: Option<Look>) -> String {
         let mut line = format!("rank {} waits for rank {peer} for {waited:.1?}", self.rank);
         if let Some(own) = self.world.record(self.rank, self.group, self.seq) {
             let _ = write!(line, " in {}", calls(&own));
@@ -420,7 +427,7 @@ impl Waiter<'_> {
         match seen {
             None => line += "; it never joined the world",
             Some(seen) => {
-                let _ = write!(line, "; it is {}", seen.to_string().replace('\n', ", "));
+                let _ = write!(line, "; it is {}", seen.words.replace('\n', ", "));
             }
         }
         line

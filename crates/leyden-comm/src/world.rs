@@ -12,6 +12,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use leyden_process::memory::Memory;
@@ -23,6 +24,7 @@ use crate::dump;
 use crate::element::Element;
 use crate::handshake::{self, CALM, POISONED, Wake, Writer};
 use crate::record::{Record, Site};
+use crate::transport::{SharedMemory, Transport, Word};
 
 /// The most ranks of one host.
 pub const MOST_RANKS: usize = 1024;
@@ -35,6 +37,8 @@ pub(crate) const WINDOW: usize = 256 << 10;
 pub(crate) struct World {
     memory: Memory,
     size: usize,
+    /// What brings to the others what is written here, where they have worlds of their own.
+    transport: OnceLock<Arc<dyn Transport>>,
 }
 
 /// What a rank is.
@@ -66,12 +70,8 @@ impl World {
     /// # Errors
     /// `D0101` if `size` is 0 or more than [`MOST_RANKS`]; those of [`Memory::new`].
     pub(crate) fn create(size: usize) -> Result<Self> {
-        if size == 0 || size > MOST_RANKS {
-            return Err(Error::new(WORLD_SIZE, "a world cannot have that many ranks")
-                .at("ranks", size)
-                .at("possible", format_args!("1 to {MOST_RANKS} on one host")));
-        }
-        let world = Self { memory: Memory::new(bytes(size))?, size };
+        Self::check_size(size)?;
+        let world = Self { memory: Memory::new(bytes(size))?, size, transport: OnceLock::new() };
         world.memory.word(RUN).store(std::process::id(), Ordering::Relaxed);
         world.memory.word(DETAIL).store(u32::from(dump::is_detail_asked_for()), Ordering::Relaxed);
         if let Some(folder) = dump::folder_asked_for() {
@@ -80,6 +80,17 @@ impl World {
         world.memory.long(SIZE).store(size as u64, Ordering::Relaxed);
         world.memory.long(MAGIC).store(MAGIC_WORD, Ordering::Release);
         Ok(world)
+    }
+
+    /// # Errors
+    /// `D0101`, as [`create`](Self::create).
+    pub(crate) fn check_size(size: usize) -> Result<()> {
+        if size > 0 && size <= MOST_RANKS {
+            return Ok(());
+        }
+        Err(Error::new(WORLD_SIZE, "a world cannot have that many ranks")
+            .at("ranks", size)
+            .at("possible", format_args!("1 to {MOST_RANKS}")))
     }
 
     /// # Errors
@@ -94,7 +105,7 @@ impl World {
         if size == 0 || size > MOST_RANKS || memory.bytes() != bytes(size) {
             return Err(foreign().at("ranks", size));
         }
-        Ok(Self { memory, size })
+        Ok(Self { memory, size, transport: OnceLock::new() })
     }
 
     /// What to hand to a rank's process.
@@ -160,6 +171,21 @@ impl World {
         word.compare_exchange(times, times + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
+    pub(crate) fn transport(&self) -> &dyn Transport {
+        self.transport.get().map_or(&SharedMemory, |transport| &**transport)
+    }
+
+    /// Has what is written here brought to the others, from now on. Counts once.
+    pub(crate) fn carry_by(&self, transport: Arc<dyn Transport>) {
+        self.memory.word(CARRIED).store(1, Ordering::Release);
+        let _ = self.transport.set(transport);
+    }
+
+    /// Whether other ranks are elsewhere: their process numbers are not of this host.
+    pub(crate) fn is_carried(&self) -> bool {
+        self.memory.word(CARRIED).load(Ordering::Acquire) != 0
+    }
+
     /// Says how a rank's process ended, unless that was said; whoever waits for it wakes. `words`: "killed by SIGKILL", and
     /// its last lines.
     pub(crate) fn tell_end(&self, rank: usize, clean: bool, words: &str) {
@@ -183,7 +209,7 @@ impl World {
         (end, self.read_text(self.rank(rank) + END_WORDS, END_WORDS_BYTES))
     }
 
-    fn end_word(&self, rank: usize) -> &AtomicU32 {
+    pub(crate) fn end_word(&self, rank: usize) -> &AtomicU32 {
         self.memory.word(self.rank(rank) + END)
     }
 
@@ -209,6 +235,8 @@ impl World {
         }
         self.memory.write(POISON_WORDS, &wire);
         self.memory.word(POISON_LENGTH).store(wire.len() as u32, Ordering::Relaxed);
+        // First: whoever sees it here may leave at once, and nobody must hear of that before.
+        self.transport().tell_failure(&error);
         handshake::put_pen_down(self.poison_word(), self.alarm(), &Futexes);
         if let Some(kept) = kept {
             kept.finish();
@@ -348,6 +376,7 @@ impl World {
         let word = times << STATE_BITS.count_ones() | state as u32;
         self.state_word(rank).store(word, Ordering::Release);
         self.raise();
+        self.transport().tell(self, rank, Word::State(times, state));
     }
 
     /// What a rank is doing outside of collectives.
@@ -356,6 +385,7 @@ impl World {
         self.memory.word(place + PHASE).store(site, Ordering::Relaxed);
         self.memory.long(place + PHASE_SINCE).store(since, Ordering::Relaxed);
         self.memory.long(place + PHASE_BUDGET).store(budget, Ordering::Release);
+        self.transport().tell(self, rank, Word::Phase(site, since, budget));
     }
 
     /// The phase that a rank is in, since when (on the clock of all processes, in ns), and how long it may take in ns, if
@@ -373,6 +403,7 @@ impl World {
         let offset = self.site_offset(rank, number);
         self.write_text(offset, SITE_LABEL_BYTES, &site.label);
         self.write_text(offset + SITE_LABEL_BYTES, SITE_BYTES - SITE_LABEL_BYTES, &site.place);
+        self.transport().tell(self, rank, Word::Site(number, site));
     }
 
     fn site(&self, rank: usize, number: u32) -> Site {
@@ -431,6 +462,11 @@ impl World {
             agreed: [word(0), word(1)],
             site: self.site(rank, word(2) as u32),
         })
+    }
+
+    /// The number of the call site of a rank's collective `seq`: of the last [`RING`] alone.
+    pub(crate) fn site_number(&self, rank: usize, group: usize, seq: u64) -> u32 {
+        self.memory.long(self.record_offset(rank, group, seq) + 16).load(Ordering::Relaxed) as u32
     }
 
     /// The last collective that a rank has begun in a group.
@@ -505,6 +541,7 @@ impl World {
             self.memory.long(self.record_offset(rank, group, place) + RECORD_SEQ).store(0, Ordering::Relaxed);
         }
         self.arrived(rank, group).store(0, Ordering::Release);
+        self.transport().tell(self, rank, Word::Forget(group));
     }
 
     fn members_offset(&self, group: usize) -> usize {
@@ -528,7 +565,12 @@ impl World {
 
     /// Puts bytes into a rank's window of a group, for arrival `tick`.
     pub(crate) fn write_window(&self, rank: usize, group: usize, tick: u32, bytes: &[u8]) {
-        self.memory.write(self.window(rank, group, tick), bytes);
+        self.write_window_at(rank, group, tick, 0, bytes);
+    }
+
+    /// The same for a part of it.
+    pub(crate) fn write_window_at(&self, rank: usize, group: usize, tick: u32, offset: usize, bytes: &[u8]) {
+        self.memory.write(self.window(rank, group, tick) + offset, bytes);
     }
 
     /// Reads from a rank's window.
@@ -603,6 +645,7 @@ const RUN: usize = 40;
 const DETAIL: usize = 44;
 const UNATTENDED: usize = 48;
 const KEPT: usize = 52;
+const CARRIED: usize = 56;
 const POISON: usize = 64;
 const POISON_LENGTH: usize = 68;
 const ALARM: usize = 72;

@@ -30,6 +30,14 @@ impl Lived {
     }
 }
 
+/// How long the calling thread has computed: what other threads and processes do does not count, nor does waiting.
+pub fn of_this_thread() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes a time to where one is.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 /// A clock that starts now.
 impl Default for Lived {
     fn default() -> Self {
@@ -40,6 +48,18 @@ impl Default for Lived {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_s_time_is_that_in_which_it_computes() {
+        let (began, computed) = (Instant::now(), of_this_thread());
+        std::thread::sleep(Duration::from_millis(50));
+        let asleep = of_this_thread() - computed;
+        assert!(asleep < began.elapsed() / 2, "{asleep:?}");
+        while of_this_thread() - computed < Duration::from_millis(2) {
+            std::hint::spin_loop();
+        }
+        assert!(began.elapsed() >= Duration::from_millis(52));
+    }
 
     #[test]
     fn a_pause_counts_as_one_tick_at_most() {

@@ -103,6 +103,12 @@ pub fn build_id() -> Vec<u8> {
     image::build()
 }
 
+/// The linker's build id: the same on all hosts that have this build of the program. `None` if the linker was not told to
+/// make one.
+pub fn linker_build_id() -> Option<Vec<u8>> {
+    image::linker_build()
+}
+
 /// In a process that was forked to be a worker.
 #[cfg(not(leyden_portable))]
 pub(crate) fn note_worker() {

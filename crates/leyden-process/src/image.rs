@@ -38,10 +38,17 @@ impl Image {
     }
 }
 
+/// What the linker made of the program's content, if it did.
+pub(crate) fn linker_build() -> Option<Vec<u8>> {
+    #[cfg(target_os = "linux")]
+    return Image::of_the_program().and_then(|image| image.build_id.clone());
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
 /// What tells two builds of a program apart: the linker's build id or, where there is none, which file it is.
 pub(crate) fn build() -> Vec<u8> {
-    #[cfg(target_os = "linux")]
-    if let Some(id) = Image::of_the_program().and_then(|image| image.build_id.clone()) {
+    if let Some(id) = linker_build() {
         return id;
     }
     #[cfg(leyden_portable)]

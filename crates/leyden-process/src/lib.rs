@@ -34,6 +34,8 @@ pub mod limits;
 pub mod lines;
 #[cfg(not(leyden_portable))]
 pub mod memory;
+#[cfg(not(leyden_portable))]
+pub mod poller;
 #[cfg(not(any(leyden_portable, all(test, loom))))]
 pub mod pool;
 #[cfg(leyden_portable)]

@@ -110,7 +110,17 @@ impl AsFd for Watched {
 
 /// Waits until one of these is readable, or its other end is closed, or until the time has passed; says which are.
 pub fn readable(fds: &[BorrowedFd<'_>], timeout: Duration) -> Vec<bool> {
-    let mut interests: Vec<_> = fds.iter().map(|&fd| sys::interest(fd, libc::POLLIN)).collect();
+    ready(fds, libc::POLLIN, timeout)
+}
+
+/// Waits until one of these takes what is written to it, or its other end is closed, or until the time has passed; says
+/// which do.
+pub fn writable(fds: &[BorrowedFd<'_>], timeout: Duration) -> Vec<bool> {
+    ready(fds, libc::POLLOUT, timeout)
+}
+
+fn ready(fds: &[BorrowedFd<'_>], events: i16, timeout: Duration) -> Vec<bool> {
+    let mut interests: Vec<_> = fds.iter().map(|&fd| sys::interest(fd, events)).collect();
     match sys::poll(&mut interests, Some(sys::deadline(timeout))) {
         Ok(_) => interests.iter().map(|interest| interest.revents != 0).collect(),
         // The kernel has no memory for it: whoever waits looks at all of them, and waits again.
@@ -158,6 +168,15 @@ mod tests {
         let reaped = [ended("exit 7", true), ended("kill -9 $$", true)];
         // Kernels before 6.15 forget.
         assert!(reaped == [Cause::Exited(7), killed] || reaped == [Cause::Unknown; 2], "{reaped:?}");
+    }
+
+    #[test]
+    fn a_socket_is_writable_until_nobody_reads_what_it_was_given() {
+        let (mut writer, _reader) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(writable(&[writer.as_fd()], Duration::from_secs(30)), [true]);
+        writer.set_nonblocking(true).unwrap();
+        while io::Write::write(&mut writer, &[0; 4096]).is_ok() {}
+        assert_eq!(writable(&[writer.as_fd()], Duration::from_millis(1)), [false]);
     }
 
     #[test]

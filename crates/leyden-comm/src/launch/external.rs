@@ -15,24 +15,18 @@ use std::time::{Duration, Instant};
 use leyden_process::watch::readable;
 use leyden_process::{Error, Result, entry};
 
-use crate::codes::{EXTERNAL_HOSTS, EXTERNAL_MISSING, EXTERNAL_REFUSED, EXTERNAL_SOCKET, NOT_A_NUMBER};
+use crate::codes::{EXTERNAL_MISSING, EXTERNAL_REFUSED, EXTERNAL_SOCKET, NOT_A_NUMBER};
 use crate::environment::Environment;
 use crate::world::World;
 
 /// The world in which the launcher has given this process a rank; on rank 0 once all have come.
 ///
 /// # Errors
-/// `D0216` if some are on other hosts; `D0217` if not all come in time, with those that are missing; `D0218` if rank 0
+/// `D0217` if not all come in time, with those that are missing; `D0218` if rank 0
 /// refuses this one; `D0219` if the socket cannot be had. Those of a world that cannot be made.
 pub(crate) fn meet(environment: &Environment) -> Result<World> {
     let patience = patience()?;
     let (rank, size) = (environment.rank(), environment.world_size());
-    if let Some(local) = environment.local_world_size().filter(|&local| local != size) {
-        return Err(Error::new(EXTERNAL_HOSTS, "ranks on several hosts cannot be joined yet")
-            .at("launcher", environment.launcher())
-            .at("ranks", format_args!("{size}, of which {local} are on this host"))
-            .hint("start as many ranks as one host has"));
-    }
     let name = meeting(environment);
     let deadline = Instant::now() + patience;
     match rank {

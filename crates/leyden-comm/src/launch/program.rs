@@ -16,6 +16,7 @@ use leyden_process::watch::{Watched, readable};
 use leyden_process::{Error, Result, exit, rank, signal, threads};
 use serde::{Deserialize, Serialize};
 
+use super::hosts;
 use super::logs::Logs;
 use super::supervisor::{self, Order};
 use super::{expect_descriptors, external};
@@ -86,9 +87,11 @@ impl Default for LaunchOptions {
 ///
 /// `D0101` if there cannot be that many ranks; `D0201` from another thread than that of `main`, and in a test, whose harness
 /// would be what is started again: [`spawn`](super::spawn) works there; `D0202` if the world has another size; `D0203` in a
-/// worker; `D0204` if the ranks could not be started; `D0205` if there is no place for their logs; `D0206` if too few descriptors may be open; `D0110` in a rank whose
-/// supervisor is gone. Under a launcher also those of [`Environment::detect`]; `D0216` if ranks are on other hosts, `D0217` if
-/// not all come, `D0218` if rank 0 refuses this one, `D0219` if another process is rank 0 of this run. `P0102`, `P0103` where no process can be started: see [`entry::preflight`].
+/// worker; `D0204` if the ranks could not be started; `D0205` if there is no place for their logs; `D0206` if too few
+/// descriptors may be open; `D0110` in a rank whose supervisor is gone. Under a launcher also those of
+/// [`Environment::detect`]; `D0217` if not all come, `D0218` if rank 0 refuses this one, `D0219` if another process is rank 0 of
+/// this run; over a network `D0220` to `D0230` if they do not meet, `D0240` to `D0242` if they do not reach each other, `D0245`
+/// if `LEYDEN_TRANSPORT` does not fit. `P0102`, `P0103` where no process can be started: see [`entry::preflight`].
 pub fn world(size: usize) -> Result<&'static WorldHandle> {
     world_with(size, &LaunchOptions::default())
 }
@@ -149,14 +152,12 @@ fn found(size: usize, options: &LaunchOptions) -> Result<WorldHandle> {
             .at("rank", environment.rank())
             .hint("ask for as many as the launcher starts: `launch::join` does"));
     }
-    let world = if size == 1 { World::create(1)? } else { external::meet(&environment)? };
-    Ok(WorldHandle {
-        world: Arc::new(world),
-        rank: environment.rank(),
-        logs: None,
-        joined: Mutex::new(0),
-        starter: None,
-    })
+    let world = match size {
+        1 => Arc::new(World::create(1)?),
+        _ if hosts::are_meant(&environment)? => hosts::meet(&environment)?,
+        _ => Arc::new(external::meet(&environment)?),
+    };
+    Ok(WorldHandle { world, rank: environment.rank(), logs: None, joined: Mutex::new(0), starter: None })
 }
 
 /// The world of a program, on one of its ranks: see [`world`].

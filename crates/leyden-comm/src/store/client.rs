@@ -56,23 +56,35 @@ impl Client {
     /// `D0503` the address is none, or its name unknown; `D0504` nobody answers: says what was tried and how that ended;
     /// `D0505` what answers is no store.
     pub fn connect(address: &str, options: ConnectOptions) -> Result<Self> {
+        let silence = options.deadline;
+        Self::connect_unless_silent(address, options, silence)
+    }
+
+    /// The same, but gives up earlier, after `silence`, where nothing answers that could become a store: no host of that name,
+    /// no word from its address. A host that refuses the connection is there, and may have a store in a moment.
+    pub(crate) fn connect_unless_silent(
+        address: &str,
+        options: ConnectOptions,
+        silence: Duration,
+    ) -> Result<Self> {
         /// What a try takes that is to say more than that there was no time.
         const LAST_TRY: Duration = Duration::from_millis(20);
-        let end = after(options.deadline);
+        let (end, silent) = (after(options.deadline), after(silence.min(options.deadline)));
         let (host, port) = split(address)?;
         let mut tries = Tries::default();
         let mut pause = Duration::from_millis(10);
         loop {
-            match resolve(host, port, left(end)) {
+            let until = if tries.answered { end } else { silent };
+            match resolve(host, port, left(until)) {
                 Ok(found) => {
                     let count = found.len();
                     for (index, socket) in found.into_iter().enumerate() {
                         // One that swallows everything must not use up the time of the others.
-                        let share = left(end) / (count - index) as u32;
+                        let share = left(until) / (count - index) as u32;
                         match Self::open(socket, address, share, &options) {
                             Ok(client) => return Ok(client),
                             Err(Failed::Finally(error)) => return Err(*error),
-                            Err(Failed::Now(why)) => tries.add(socket, why),
+                            Err(Failed::Now { why, answered }) => tries.add(socket, why, answered),
                         }
                     }
                 }
@@ -81,8 +93,10 @@ impl Client {
             }
             std::thread::sleep(pause.min(left(end)));
             pause = (pause * 2).min(Duration::from_millis(200));
-            if left(end) < LAST_TRY {
-                return Err(tries.into_error(address, host, options.deadline));
+            let until = if tries.answered { end } else { silent };
+            if left(until) < LAST_TRY {
+                let tried = if tries.answered { options.deadline } else { silence.min(options.deadline) };
+                return Err(tries.into_error(address, host, tried));
             }
         }
     }
@@ -95,15 +109,14 @@ impl Client {
     ) -> std::result::Result<Self, Failed> {
         let end = after(share);
         let share = share.max(SHORTEST);
-        let stream = TcpStream::connect_timeout(&socket, share).map_err(|error| {
-            Failed::Now(match error.kind() {
-                kind if timed_out(kind) => {
-                    "no answer: the host is off, or something drops what is sent".to_owned()
-                }
-                _ => error.to_string(),
-            })
+        let stream = TcpStream::connect_timeout(&socket, share).map_err(|error| match error.kind() {
+            kind if timed_out(kind) => {
+                let why = "no answer: the host is off, or something drops what is sent";
+                Failed::Now { why: why.to_owned(), answered: false }
+            }
+            kind => Failed::Now { why: error.to_string(), answered: kind == ErrorKind::ConnectionRefused },
         })?;
-        stream.set_nodelay(true).map_err(|error| Failed::Now(error.to_string()))?;
+        stream.set_nodelay(true).map_err(|error| Failed::now(&error.to_string()))?;
         let mut client = Self { stream, address: address.to_owned(), timeout: options.timeout, broken: None };
         client.introduce(socket, end)?;
         Ok(client)
@@ -120,12 +133,10 @@ impl Client {
             Ok(()) if first == [protocol::READY] => Ok(()),
             Ok(()) => Err(Failed::Finally(Box::new(self.stranger(socket, first[0])))),
             Err(error) if timed_out(error.kind()) => {
-                Err(Failed::Now("it accepts, and says nothing: not a store, or one that is stuck".to_owned()))
+                Err(Failed::now("it accepts, and says nothing: not a store, or one that is stuck"))
             }
             // A server that is just going down does this too.
-            Err(_) => {
-                Err(Failed::Now("it closed the connection: not a store, or one that is full".to_owned()))
-            }
+            Err(_) => Err(Failed::now("it closed the connection: not a store, or one that is full")),
         }
     }
 
@@ -347,6 +358,11 @@ impl Client {
         Err(self.nonsense(format!("an echo of {} for {nonce}", u32::from_le_bytes(echo))))
     }
 
+    /// Both ends of the connection: ours, and the server's.
+    pub(crate) fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        self.stream.local_addr().ok().zip(self.stream.peer_addr().ok())
+    }
+
     /// The address that was given to [`connect`](Self::connect).
     pub fn address(&self) -> &str {
         &self.address
@@ -479,9 +495,19 @@ const SHORTEST: Duration = Duration::from_millis(1);
 
 /// Why there is no connection.
 enum Failed {
-    /// For now: it may be otherwise a moment later.
-    Now(String),
+    /// For now: it may be otherwise a moment later. Whether there is a host at all.
+    Now {
+        why: String,
+        answered: bool,
+    },
     Finally(Box<Error>),
+}
+
+impl Failed {
+    /// By somebody who is there.
+    fn now(why: &str) -> Self {
+        Self::Now { why: why.to_owned(), answered: true }
+    }
 }
 
 /// What was tried, and how it ended the last time.
@@ -489,10 +515,13 @@ enum Failed {
 struct Tries {
     unresolved: Option<String>,
     sockets: BTreeMap<SocketAddr, (usize, String)>,
+    /// Whether one of them has answered somehow.
+    answered: bool,
 }
 
 impl Tries {
-    fn add(&mut self, socket: SocketAddr, why: String) {
+    fn add(&mut self, socket: SocketAddr, why: String, answered: bool) {
+        self.answered |= answered;
         let count = self.sockets.get(&socket).map_or(0, |(count, _)| *count);
         self.sockets.insert(socket, (count + 1, why));
     }

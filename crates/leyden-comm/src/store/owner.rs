@@ -3,7 +3,7 @@
 use std::fs;
 
 /// `pid 1234 (python3)`; `None` if it cannot be found out.
-pub(super) fn of(port: u16) -> Option<String> {
+pub(crate) fn of(port: u16) -> Option<String> {
     let sockets: Vec<Socket> = ["/proc/net/tcp", "/proc/net/tcp6"]
         .iter()
         .flat_map(|table| listening(&fs::read_to_string(table).unwrap_or_default(), port))

@@ -296,12 +296,12 @@ fn exactly(stream: &mut impl Read, bytes: &mut [u8]) -> Result<(), Strange> {
 }
 
 /// What a socket says when its time limit is over: it differs from system to system.
-pub(super) fn timed_out(kind: ErrorKind) -> bool {
+pub(crate) fn timed_out(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 /// What speaks like this.
-pub(super) fn classify(opening: &[u8]) -> Strange {
+pub(crate) fn classify(opening: &[u8]) -> Strange {
     const METHODS: [&[u8]; 11] = [
         b"GET ",
         b"HEAD ",
