@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use leyden_process::{Error, Result, exit};
+use leyden_process::{Error, Result, exit, futex};
 
 use crate::codes::{DIED, TRANSPORT_UNFIT};
 use crate::environment::Environment;
@@ -81,6 +81,11 @@ fn hear(world: &World, heard: Heard) {
             }
         }
         Heard::Ended { rank, words, .. } => {
+            // What the rank itself has sent last may come later than this, and says more.
+            let began = Instant::now();
+            while world.end(rank).0 == End::Unknown && began.elapsed() < AUTOPSY {
+                futex::wait(world.end_word(rank), 0, AUTOPSY.saturating_sub(began.elapsed()));
+            }
             if world.end(rank).0 == End::Unknown {
                 world.tell_end(rank, false, &words);
             }
@@ -112,7 +117,8 @@ fn leave(code: Option<i32>) -> Option<u8> {
     if let Some(code) = code
         && (world.state(rank) != State::Left || !is_good)
     {
-        mesh.say_end(is_good, &format!("exited with code {code}"));
+        let panicked = if world.state(rank) == State::Panicked { "panicked, and " } else { "" };
+        mesh.say_end(is_good, &format!("{panicked}exited with code {code}"));
     }
     if is_good {
         drop(attendance);

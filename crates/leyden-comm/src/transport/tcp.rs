@@ -540,3 +540,6 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// An answer takes milliseconds, and on a busy machine some more.
 const ANSWER: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,10 @@
 //! Each way to carry ranks does all that one must, and gives the same bits.
 
 use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use leyden_comm::launch::{self, Carrier};
-use leyden_comm::{Rank, Result, testing};
+use leyden_comm::{Rank, ReduceOp, Result, testing};
 
 const SIZES: [usize; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
 
@@ -34,4 +35,32 @@ fn processes_over_memory_conform() {
     }
     let bits = testing::conformance(&SIZES, |ranks, case| launch::spawn(ranks, run, &case));
     assert_eq!(bits, *BITS);
+}
+
+/// `cargo test --release -p leyden-comm --test it -- --ignored --nocapture figures`
+#[test]
+#[ignore = "prints how long an all-reduce takes, and asserts nothing"]
+fn figures() {
+    for carrier in [Carrier::Memory, Carrier::Tcp] {
+        for (name, bytes, rounds) in
+            [("1 KB", 1 << 10, 2000), ("64 KB", 64 << 10, 500), ("25 MB", 25 << 20, 20)]
+        {
+            let times = launch::threads_over(carrier, 2, |rank| {
+                let mut data = vec![1.0_f32; bytes / 4];
+                let mut times: Vec<Duration> = Vec::new();
+                for _ in 0..rounds {
+                    rank.barrier("")?;
+                    let began = Instant::now();
+                    rank.all_reduce(&mut data, ReduceOp::Max)?;
+                    times.push(began.elapsed());
+                }
+                times.sort();
+                Ok((times[rounds / 2], times[rounds * 9 / 10]))
+            });
+            let (median, tenth) = times.unwrap()[0];
+            println!(
+                "{carrier:?}, 2 ranks, all-reduce of {name}: median {median:?}, one in ten above {tenth:?}"
+            );
+        }
+    }
 }

@@ -54,7 +54,7 @@ pub(crate) fn join(world: &Arc<World>, meeting: Meeting<'_>) -> Result<Mesh> {
 
 /// Which of both connections of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Channel {
+pub(super) enum Channel {
     Frames,
     Pulse,
 }
@@ -163,13 +163,10 @@ fn accept(
         (rank + 1..roster.len()).flat_map(|peer| [(peer, Channel::Frames), (peer, Channel::Pulse)]).collect();
     let mut come: BTreeMap<(usize, Channel), TcpStream> = BTreeMap::new();
     let (sender, receiver) = mpsc::sync_channel(MOST_AT_THE_DOOR);
-    let door = Arc::new(Door {
-        rank,
-        secret: secret.clone(),
-        inside: AtomicUsize::new(0),
-        warnings: AtomicUsize::new(0),
-        is_closed: AtomicBool::new(expected.is_empty()),
-    });
+    if expected.is_empty() {
+        return Ok(Vec::new());
+    }
+    let door = Arc::new(Door::of(rank, secret.clone()));
     let keeper = Arc::clone(&door);
     listener.set_nonblocking(true)?;
     threads::start("leyden-mesh-door", move || keeper.keep(&listener, &sender))?;
@@ -206,7 +203,7 @@ fn accept(
 }
 
 /// Where ranks come in, as long as not all are there.
-struct Door {
+pub(super) struct Door {
     rank: usize,
     secret: Secret,
     /// How many are being asked who they are.
@@ -216,6 +213,16 @@ struct Door {
 }
 
 impl Door {
+    pub(super) fn of(rank: usize, secret: Secret) -> Self {
+        Self {
+            rank,
+            secret,
+            inside: AtomicUsize::new(0),
+            warnings: AtomicUsize::new(0),
+            is_closed: AtomicBool::new(false),
+        }
+    }
+
     /// Lets each that knocks say who it is, on a thread of its own: nobody holds up another.
     fn keep(self: Arc<Self>, listener: &TcpListener, sender: &SyncSender<((usize, Channel), TcpStream)>) {
         /// How often it looks whether all are there.
@@ -250,7 +257,7 @@ impl Door {
     }
 
     /// Who it is, if it can prove it.
-    fn ask(&self, mut stream: TcpStream) -> Result<((usize, Channel), TcpStream), String> {
+    pub(super) fn ask(&self, mut stream: TcpStream) -> Result<((usize, Channel), TcpStream), String> {
         let deadline = Instant::now() + MANNERS;
         stream
             .set_nonblocking(false)

@@ -163,23 +163,28 @@ fn apply(inner: &Inner, world: &World, link: &Link, head: &Head, bytes: &[u8]) -
 
 /// Tells what the end of a connection means to those who wait for the peer; and, if it did not leave in order, to all.
 fn end(inner: &Inner, world: &World, link: &Link, ending: Ending) {
+    let (is_wrong, failed) = match ending {
+        Ending::Wrong(fault, kind) => {
+            // While it can be told.
+            world.poison(&wrong(link, fault, kind));
+            (true, None)
+        }
+        Ending::Failed(error) => (false, Some(error)),
+        Ending::Closed | Ending::Torn => (false, None),
+    };
     link.is_down.store(true, Ordering::SeqCst);
-    let _ = link.stream.shutdown(Shutdown::Both);
+    let _ = link.stream.shutdown(if is_wrong { Shutdown::Write } else { Shutdown::Both });
     drop(lock(&inner.hearing));
     inner.heard.notify_all();
-    if inner.is_closing.load(Ordering::SeqCst) {
+    if is_wrong || inner.is_closing.load(Ordering::SeqCst) {
         return;
     }
     let peer = link.peer;
     let lost = lock(&link.lost).take();
-    let words = match (&ending, lost) {
-        (Ending::Wrong(fault, kind), _) => {
-            world.poison(&wrong(link, *fault, *kind));
-            return;
-        }
+    let words = match (&failed, lost) {
         (_, Some(why)) => why,
-        (Ending::Closed | Ending::Torn, None) => "closed by the other side".to_owned(),
-        (Ending::Failed(error), None) => error.to_string(),
+        (Some(error), None) => error.to_string(),
+        (None, None) => "closed by the other side".to_owned(),
     };
     let (clean, words) = match world.state(peer) {
         State::Left => (true, "has ended".to_owned()),
@@ -188,11 +193,7 @@ fn end(inner: &Inner, world: &World, link: &Link, ending: Ending) {
             (false, format!("its connection from {} is lost: {words}", link.name))
         }
     };
-    // Somebody who has seen it die may know more.
-    let began = Instant::now();
-    while !clean && world.end(peer).0 == End::Unknown && began.elapsed() < AUTOPSY {
-        leyden_process::futex::wait(world.end_word(peer), 0, AUTOPSY.saturating_sub(began.elapsed()));
-    }
+    // What it said itself, with which code it exits, has come before.
     tell_end(world, peer, clean, &words);
     if world.end(peer).0 == End::Failed {
         // Whoever waits for it says so too, and from where.
@@ -232,7 +233,5 @@ fn wrong(link: &Link, fault: Fault, kind: Option<Kind>) -> Error {
 
 /// How much is read at once, in bytes: a part of a window that stays in the cache.
 const BUFFER: usize = 128 << 10;
-/// How long to wait for better words of how a rank ended: as those that wait for it do.
-const AUTOPSY: Duration = Duration::from_millis(60);
 /// How long those that wait for a dead rank have to say so first.
 const BETTER_WORDS: Duration = Duration::from_millis(20);
