@@ -119,18 +119,9 @@ fn a_hundred_ranks_that_come_at_once_meet_and_leave() {
     let began = Instant::now();
     let sessions = all_meet(100, port());
     println!("100 ranks have met after {:?}", began.elapsed());
-    let (first, heard) = listening(
-        sessions
-            .into_iter()
-            .fold(None, |first, session| match first {
-                None => Some(session),
-                first => {
-                    drop(session.attend(|_| {}).unwrap());
-                    first
-                }
-            })
-            .unwrap(),
-    );
+    let mut sessions = sessions.into_iter();
+    let (first, heard) = listening(sessions.next().unwrap());
+    sessions.for_each(|session| drop(session.attend(|_| {}).unwrap()));
     let mut left: Vec<usize> = (1..100)
         .map(|_| match heard.recv_timeout(LONG) {
             Ok(Heard::Ended { rank, clean: true, .. }) => rank,
