@@ -353,6 +353,13 @@ fn a_master_that_is_unknown_or_swallows_everything_is_an_error_within_ten_second
 }
 
 #[test]
+fn a_time_limit_that_is_none_is_refused() {
+    let mut zero = Process::of(Command::new("env").arg("LEYDEN_JOIN_TIMEOUT=soon"), 0, 2, port());
+    let line = zero.expect("failed");
+    assert!(line.contains("D0301") && line.contains("LEYDEN_JOIN_TIMEOUT  `soon`"), "{line}");
+}
+
+#[test]
 fn without_rank_0_the_others_say_so_at_their_deadline() {
     let port = port();
     let alone = meet(&[(local(1, 2, port), patient(1))]).pop().unwrap();
