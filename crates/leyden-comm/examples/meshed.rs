@@ -1,5 +1,6 @@
 //! A rank for the tests of ranks on several hosts, which a script starts; the first argument says what it does, the second
 //! which rank is to fail.
+#![expect(clippy::disallowed_methods, reason = "ranks are to die here, in each way")]
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};

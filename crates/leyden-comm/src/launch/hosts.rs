@@ -49,7 +49,7 @@ pub(super) fn meet(environment: &Environment) -> Result<Arc<World>> {
     let meeting = Meeting { rank, roster: &roster, secret: &secret, listener, deadline };
     let mesh = tcp::join(&world, meeting).inspect_err(|error| attendance.fail(error))?;
     mesh.attended_by(&attendance);
-    *lock() = Some(Presence { rank, mesh, world: Arc::clone(&world), attendance });
+    *lock() = Some(Presence { rank, mesh, world: Arc::clone(&world), attendance: Some(attendance) });
     exit::before_exit(leave);
     Ok(world)
 }
@@ -59,7 +59,8 @@ struct Presence {
     rank: usize,
     world: Arc<World>,
     mesh: Mesh,
-    attendance: Arc<Attendance>,
+    /// Until it leaves in order.
+    attendance: Option<Arc<Attendance>>,
 }
 
 static PRESENCE: Mutex<Option<Presence>> = Mutex::new(None);
@@ -110,24 +111,22 @@ fn hear(world: &World, heard: Heard) {
     }
 }
 
-/// The program ends. Who still has its rank says with which code; nothing of it changes.
+/// The program ends. Who still has its rank says with which code; nothing of it changes. Connections stay until the kernel
+/// closes them, when all that was sent is on its way.
 fn leave(code: Option<i32>) -> Option<u8> {
-    let Presence { rank, world, mesh, attendance } = lock().take()?;
     let is_good = code.is_none_or(|code| code == 0);
+    let mut presence = lock();
+    let Presence { rank, world, mesh, attendance } = presence.as_mut()?;
     if let Some(code) = code
-        && (world.state(rank) != State::Left || !is_good)
+        && (world.state(*rank) != State::Left || !is_good)
     {
-        let panicked = if world.state(rank) == State::Panicked { "panicked, and " } else { "" };
+        let panicked = if world.state(*rank) == State::Panicked { "panicked, and " } else { "" };
         mesh.say_end(is_good, &format!("{panicked}exited with code {code}"));
     }
-    if is_good {
-        drop(attendance);
-    } else {
-        // Gone without a word: it has not left in order.
-        std::mem::forget(attendance);
-    }
-    // The kernel closes the connections, when all that was sent is on its way.
-    std::mem::forget(mesh);
+    // One that fails has not left in order, and does not say so.
+    let leaving = if is_good { attendance.take() } else { None };
+    drop(presence);
+    drop(leaving);
     None
 }
 

@@ -1,6 +1,5 @@
 //! Ranks over TCP as processes that something else has started: on this host, and on two hosts that are network
 //! namespaces, joined by a cable that can be pulled out.
-#![expect(clippy::disallowed_methods, reason = "processes are to be killed here, in each way")]
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::TcpListener;
@@ -465,4 +464,33 @@ fn a_slow_cable_is_no_failure() {
     hosts.slow_down("10mbit");
     // 1.5 MB from each rank to each on the other host.
     assert_eq!(bits(&Place::Two(&hosts), 4, ""), bits(&Place::Here, 4, "memory"));
+}
+
+/// torchrun's own store at the master's address, its agents on both hosts.
+#[test]
+fn ranks_of_the_real_torchrun_on_two_hosts_get_the_bits_of_one() {
+    let python = std::env::var("LEYDEN_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let has_torch = Command::new(&python).args(["-c", "import torch.distributed.run"]).output();
+    if !has_torch.is_ok_and(|output| output.status.success()) {
+        assert!(std::env::var_os("LEYDEN_REQUIRE_TORCH").is_none(), "{python} has no torch");
+        eprintln!("skipped: {python} has no torch");
+        return;
+    }
+    let Some(hosts) = TwoHosts::make() else { return };
+    let start = |host: usize| {
+        let mut command = hosts.command(host, std::path::Path::new(&python));
+        command.args(["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "2"]);
+        command.args(["--node-rank", &host.to_string(), "--master-addr", "10.77.0.1"]);
+        command.args(["--master-port", "29511", "--no-python"]).arg(program("meshed")).arg("bits");
+        command.env("LEYDEN_TOKEN", "a token that is long enough").env("RUST_BACKTRACE", "0");
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (stdout, stderr) = (collect(child.stdout.take().unwrap()), collect(child.stderr.take().unwrap()));
+        Started { child, stdout, stderr }
+    };
+    let dones = Run { ranks: vec![start(0), start(1)] }.ends(None);
+    let expected = bits(&Place::Here, 4, "memory");
+    for done in &dones {
+        assert!(done.code == Some(0) && done.stdout == expected.repeat(2), "{expected}: {dones:?}");
+    }
 }

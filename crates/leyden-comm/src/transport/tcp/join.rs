@@ -1,6 +1,7 @@
 //! How ranks connect to each other: each to all before it. Both sides prove that they are of the run.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
@@ -173,15 +174,15 @@ fn accept(
     while come.len() < expected.len() {
         let left = deadline.saturating_duration_since(Instant::now());
         let Ok((key, mut stream)) = receiver.recv_timeout(left) else { break };
-        let why = if !expected.contains(&key) {
-            format!("rank {} does not connect to rank {rank}", key.0)
-        } else if come.contains_key(&key) {
-            format!("rank {} is connected already", key.0)
-        } else {
-            // One that is gone again is noticed as any rank is.
-            let _ = stream.write_all(&WELCOME);
-            come.insert(key, stream);
-            continue;
+        let why = match come.entry(key) {
+            _ if !expected.contains(&key) => format!("rank {} does not connect to rank {rank}", key.0),
+            Entry::Occupied(_) => format!("rank {} is connected already", key.0),
+            Entry::Vacant(place) => {
+                // One that is gone again is noticed as any rank is.
+                let _ = stream.write_all(&WELCOME);
+                place.insert(stream);
+                continue;
+            }
         };
         door.warn(stream.peer_addr().ok(), &why);
     }
