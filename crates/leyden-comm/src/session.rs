@@ -133,7 +133,7 @@ pub(crate) fn join_on(environment: &Environment, listener: &TcpListener, terms: 
             find(&place, terms, deadline).map_err(|error| error.at_if_absent("rank", hello.rank))?;
         return enter(link, secret, hello, deadline);
     }
-    let (mut store, server) = place.open_store(left(deadline))?;
+    let (mut store, server) = place.open_store(hello.size, left(deadline))?;
     let joined = serve(&place, terms, &hello, &mut store, server, left(deadline)).and_then(|invitation| {
         let secret = invitation.secret(terms, place.is_on_several_hosts())?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, invitation.port));
@@ -486,11 +486,15 @@ fn open(address: SocketAddr, secret: &Secret, terms: &Terms, within: Duration) -
 fn enter(mut link: Link, secret: Secret, hello: Hello, deadline: Instant) -> Result<Session> {
     let rank = hello.rank;
     let size = hello.size;
-    let gone = |error: io::Error| {
-        Error::new(SESSION_LOST, "rank 0 has gone before all had come")
+    let gone = |error: io::Error| match error.kind() {
+        ErrorKind::WouldBlock => Error::new(SESSION_UNREACHABLE, "rank 0 does not say whether all have come")
+            .at("rank", rank)
+            .why("its connection stands: its process is stopped, or its host is overloaded")
+            .hint("look at what rank 0 does, and says"),
+        _ => Error::new(SESSION_LOST, "rank 0 has gone before all had come")
             .at("rank", rank)
             .why(words(&error))
-            .hint("look at what rank 0 says: its own error is the cause")
+            .hint("look at what rank 0 says: its own error is the cause"),
     };
     let unreadable = || Error::new(SESSION_LOST, "what rank 0 says cannot be read").at("rank", rank);
     let error_of = |wire: &[u8]| Error::from_wire(wire).unwrap_or_else(unreadable);

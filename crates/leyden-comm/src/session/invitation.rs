@@ -68,12 +68,18 @@ impl Place {
     ///
     /// # Errors
     /// `D0501` to `D0505`: the port is taken, or torchrun's store does not answer.
-    pub(super) fn open_store(&self, patience: Duration) -> Result<(Client, Option<Server>)> {
+    pub(super) fn open_store(&self, size: usize, patience: Duration) -> Result<(Client, Option<Server>)> {
         if self.agent {
             return Ok((self.connect(patience)?, None));
         }
         let any = if self.several_hosts { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
-        let options = ServerOptions { listen: (any, self.port).into(), ..ServerOptions::default() };
+        // There is one small key: strangers get no room for theirs.
+        let options = ServerOptions {
+            listen: (any, self.port).into(),
+            connections: 2 * size + STRANGERS,
+            memory: 4 << 20,
+            ..ServerOptions::default()
+        };
         let server = match Self::listener(self.several_hosts, self.port) {
             Ok(listener) => Server::from_listener(listener, options)?,
             // It says who has the port.
@@ -284,6 +290,8 @@ fn no_master(environment: &Environment) -> Error {
     }
 }
 
+/// How many connections the store takes beside two for each rank.
+const STRANGERS: usize = 64;
 /// How long a host may be unknown or say nothing at all before that is an error; the launcher has started it already.
 const SILENCE: Duration = Duration::from_secs(10);
 

@@ -599,20 +599,20 @@ fn complete(hello: &mut Hello, seen: SocketAddr) {
     }
 }
 
-/// Each rank has a connection to the session, and one to each other rank.
+/// Each rank has a connection to the session, and two to each other rank.
 fn enough_descriptors(size: usize) -> Result<()> {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
     let limit = line.and_then(|line| line.split_ascii_whitespace().next()?.parse::<usize>().ok());
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-    let needed = open + 2 * size + SPARE;
+    let needed = open + 3 * size + SPARE;
     match limit {
         Some(limit) if limit < needed => {
             Err(Error::new(SESSION_SERVE, "rank 0 may not open as many files as its ranks need")
                 .at("limit", limit)
                 .at(
                     "needed",
-                    format!("{needed}: {open} are open, each of {size} ranks needs 2, and {SPARE} to spare"),
+                    format!("{needed}: {open} are open, each of {size} ranks needs 3, and {SPARE} to spare"),
                 )
                 .hint(format!(
                     "raise the limit in the shell that starts rank 0: `ulimit -n {}`",

@@ -10,6 +10,7 @@ use crate::codes::{
     SESSION_CLOSED, SESSION_DUPLICATE, SESSION_MASTER, SESSION_MISSING, SESSION_OTHER_RUN, SESSION_SIZE,
     SESSION_TOKEN, STORE_ADDRESS, STORE_PORT_TAKEN, STORE_UNREACHABLE,
 };
+use crate::store::{Server, ServerOptions};
 
 const TOKEN: &str = "0123456789abcdef";
 /// Long enough that only a hang takes longer.
@@ -111,6 +112,25 @@ fn ranks_of_one_host_meet_without_a_token_and_learn_where_the_others_are() {
         let proof = session.secret().proof("mesh", [&[1; 32], &[2; 32]]);
         assert!(sessions[0].secret().is_proof(&proof, "mesh", [&[1; 32], &[2; 32]]));
     }
+}
+
+#[test]
+fn a_hundred_ranks_that_come_at_once_meet_and_leave() {
+    let began = Instant::now();
+    let sessions = all_meet(100, port());
+    println!("100 ranks have met after {:?}", began.elapsed());
+    let mut sessions = sessions.into_iter();
+    let (first, heard) = listening(sessions.next().unwrap());
+    sessions.for_each(|session| drop(session.attend(|_| {}).unwrap()));
+    let mut left: Vec<usize> = (1..100)
+        .map(|_| match heard.recv_timeout(LONG) {
+            Ok(Heard::Ended { rank, clean: true, .. }) => rank,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    left.sort_unstable();
+    assert!(left.into_iter().eq(1..100));
+    drop(first);
 }
 
 #[test]
@@ -330,6 +350,36 @@ fn a_master_that_is_unknown_or_swallows_everything_is_an_error_within_ten_second
     let swallowed = results[1].as_ref().unwrap_err();
     assert_eq!(swallowed.code(), STORE_UNREACHABLE);
     assert!(swallowed.place("tried").unwrap().contains("no answer"), "{swallowed:?}");
+}
+
+#[test]
+fn a_time_limit_that_is_none_is_refused() {
+    let mut zero = Process::of(Command::new("env").arg("LEYDEN_JOIN_TIMEOUT=soon"), 0, 2, port());
+    let line = zero.expect("failed");
+    assert!(line.contains("D0301") && line.contains("LEYDEN_JOIN_TIMEOUT  `soon`"), "{line}");
+}
+
+#[test]
+fn without_rank_0_the_others_say_so_at_their_deadline() {
+    let port = port();
+    let alone = meet(&[(local(1, 2, port), patient(1))]).pop().unwrap();
+    let error = alone.unwrap_err();
+    assert_eq!((error.code(), error.place("rank")), (STORE_UNREACHABLE, Some("1")));
+    assert!(error.hints().iter().any(|hint| hint.contains("MASTER_ADDR must lead to the host of rank 0")));
+
+    // A store of torchrun's is there before any rank.
+    let listen = (Ipv4Addr::LOCALHOST, port).into();
+    let _store = Server::start(ServerOptions { listen, ..ServerOptions::default() }).unwrap();
+    let under_torchrun = |rank: usize| (local(rank, 2, port), Terms { agent_store: true, ..patient(1) });
+    let alone = meet(&[under_torchrun(1)]).pop().unwrap();
+    assert_eq!(alone.as_ref().unwrap_err().code(), SESSION_UNREACHABLE);
+    assert!(text(&alone).contains("why: it has not said where it serves"), "{alone:?}");
+    // What rank 0 says there at its end outlives it.
+    let zero = meet(&[under_torchrun(0)]).pop().unwrap();
+    assert_eq!(zero.unwrap_err().place("missing"), Some("rank 1"));
+    let late = meet(&[under_torchrun(1)]).pop().unwrap();
+    assert_eq!(late.as_ref().unwrap_err().code(), SESSION_CLOSED);
+    assert!(text(&late).contains("error[D0227]: not all ranks have come"), "{late:?}");
 }
 
 #[test]
