@@ -359,6 +359,7 @@ impl Client {
     }
 
     /// Both ends of the connection: ours, and the server's.
+    #[cfg(target_os = "linux")]
     pub(crate) fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
         self.stream.local_addr().ok().zip(self.stream.peer_addr().ok())
     }

@@ -7,8 +7,6 @@ use std::time::Duration;
 use leyden_process::{Error, Result};
 use serde::{Serialize, de::DeserializeOwned};
 
-pub(crate) use leyden_comm::environment;
-
 #[derive(Debug)]
 pub(crate) struct Rank(Infallible);
 
@@ -42,7 +40,7 @@ pub(crate) mod launch {
     }
 
     /// Several ranks need Linux.
-    pub const NOT_HERE: Code = Code::new("C0112", exit::CONFIGURATION);
+    pub(crate) const NOT_HERE: Code = Code::new("C0112", exit::CONFIGURATION);
 }
 
 impl Rank {
@@ -57,6 +55,18 @@ impl Rank {
     pub(crate) fn set_limits(&mut self, _: Duration, _: Duration) {}
 
     pub(crate) fn phase(&mut self, _: &str) {}
+
+    pub(crate) fn barrier(&mut self, _: &str) -> Result<()> {
+        match self.0 {}
+    }
+
+    pub(crate) fn agree_any(&mut self, _: bool, _: &str) -> Result<bool> {
+        match self.0 {}
+    }
+
+    pub(crate) fn long_op<T>(&mut self, _: &str, _: Duration, _: impl FnOnce() -> T) -> T {
+        match self.0 {}
+    }
 
     pub(crate) fn fail(&self, error: Error) -> Error {
         error
