@@ -46,8 +46,6 @@ pub const LAUNCH_START: Code = Code::new("D0204", exit::WORKER_DIED);
 pub const LAUNCH_LOGS: Code = Code::new("D0205", exit::CONFIGURATION);
 /// Fewer descriptors may be open than that many ranks need.
 pub const LAUNCH_DESCRIPTORS: Code = Code::new("D0206", exit::CONFIGURATION);
-/// Ranks on several hosts cannot be joined yet.
-pub const EXTERNAL_HOSTS: Code = Code::new("D0216", exit::CONFIGURATION);
 /// Not all ranks have come that a launcher is to have started.
 pub const EXTERNAL_MISSING: Code = Code::new("D0217", exit::TRAINING_FAILED);
 /// Rank 0 refuses a rank: another build, another number of ranks, a rank that another process has.
@@ -157,7 +155,6 @@ mod tests {
             LAUNCH_START,
             LAUNCH_LOGS,
             LAUNCH_DESCRIPTORS,
-            EXTERNAL_HOSTS,
             EXTERNAL_MISSING,
             EXTERNAL_REFUSED,
             EXTERNAL_SOCKET,

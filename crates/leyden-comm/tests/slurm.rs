@@ -56,7 +56,8 @@ fn a_killed_one_is_named_by_the_others(cluster: &Cluster) {
     let output = cluster.srun("3", "died_rank").args(["1", "sigkill"]).output().unwrap();
     let said = text(&output.stderr);
     assert_eq!(said.matches("error[D0105]: rank 1 died").count(), 2, "{said}");
-    assert!(said.contains("ranks 0, 2 in   barrier(\"epoch end\") at"), "{said}");
+    assert!(said.contains("ranks 0, 2 in") && said.contains("barrier(\"epoch end\") at"), "{said}");
+    assert!(said.contains("killed by SIGKILL"), "{said}");
     assert_eq!(output.status.code(), Some(128 + libc::SIGKILL), "{said}");
     cluster.wait_until_nothing_runs();
 }
