@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use std::{fs, hint};
 
 use leyden::{Error, Result};
-use leyden_comm::{Rank, ReduceOp, launch, measure, simulation};
+use leyden_comm::{Rank, launch, simulation};
 use leyden_process::futex;
 use serde_json::Value;
 
@@ -68,7 +68,7 @@ pub(crate) fn rows(peer: bool) -> Result<Vec<Row>> {
         vec!["until both have ended".to_owned()],
     ));
     for ranks in [2, 4] {
-        let seconds = measure::watch(ranks, 500)?;
+        let seconds = leyden_comm::measure::watch(ranks, 500)?;
         let ours = Spread::of(seconds.iter().map(|seconds| seconds * 1e9).collect());
         let notes = vec![format!("{ranks} ranks: a label, a record, its time, the comparison; timed alone")];
         rows.push(alone("comm/watch-cost", ours, "ns", "<= 100 ns", notes));

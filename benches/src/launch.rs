@@ -43,13 +43,13 @@ fn torchrun() -> Result<Spread> {
     spread(&mut command, 5)
 }
 
-/// Milliseconds from the start of a command until what it prints.
-fn spread(command: &mut Command, runs: usize) -> Result<Spread> {
+/// Milliseconds from the start of a command until what it prints last.
+pub(crate) fn spread(command: &mut Command, runs: usize) -> Result<Spread> {
     let millis = (0..runs).map(|_| {
         let began = futex::now().as_nanos() as f64;
         let output = command.output()?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let met: f64 = text.trim().parse().map_err(|_| {
+        let met: f64 = text.lines().last().unwrap_or_default().parse().map_err(|_| {
             Error::msg("a launch measured nothing")
                 .at("program", format_args!("{command:?}"))
                 .why(String::from_utf8_lossy(&output.stderr))

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod comm;
+mod ddp;
 mod launch;
 mod loader;
 mod trainer;
@@ -28,9 +29,9 @@ enum Action {
     /// Runs all rows of a group
     Run {
         /// The group
-        #[arg(value_parser = ["trainer", "loader", "comm"])]
+        #[arg(value_parser = ["trainer", "loader", "comm", "ddp"])]
         group: String,
-        /// Of `loader`, only the rows with this in their names
+        /// Of `loader` and `ddp`, only the rows with this in their names
         #[arg(long, default_value = "")]
         only: String,
         /// Prints one JSON object a row
@@ -46,6 +47,9 @@ enum Action {
     /// Is Leyden's side of `comm/launch-2`: becomes two ranks
     #[command(hide = true)]
     Launch,
+    /// Is Leyden's side of `ddp/first-step`: becomes two ranks
+    #[command(hide = true)]
+    FirstStep { folder: std::path::PathBuf },
     /// Is Leyden's side of a row of `loader`: makes a pass for each line on stdin
     #[command(hide = true)]
     Serve { cell: String },
@@ -111,9 +115,13 @@ pub fn main() -> ExitCode {
             print(&rows, json);
             launch::row(peer).map(|row| print(&[row], json))
         }),
+        Action::Run { group, only, json, peer } if group == "ddp" => {
+            ddp::rows(peer, &only).map(|rows| print(&rows, json))
+        }
         Action::Run { json, peer, .. } => trainer::rows(peer).map(|rows| print(&rows, json)),
         Action::Measure { what } => measure(&what),
         Action::Launch => launch::program(),
+        Action::FirstStep { folder } => ddp::first_step_program(folder),
         Action::Serve { cell } => loader::serve(&cell),
     };
     match result {
@@ -126,7 +134,8 @@ pub fn main() -> ExitCode {
 }
 
 fn measure(what: &str) -> Result<()> {
-    let (ours, reference) = trainer::measure(what)?;
+    let (ours, reference) =
+        if what.starts_with("ddp") { ddp::measure(what)? } else { trainer::measure(what)? };
     println!("{}", json!({ "ours": ours.json(), "reference": reference.json() }));
     Ok(())
 }

@@ -8,6 +8,7 @@ use burn::module::Param;
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::tensor::activation::relu;
+use leyden::TrainerBuilder;
 use leyden::data::{DataLoader, Dataset, Loader, SampleCx};
 use leyden::prelude::*;
 use leyden::train::learner::toy::{ToyBatch, ToyLearner};
@@ -96,7 +97,7 @@ pub(crate) fn measure(what: &str) -> Result<(Spread, Spread)> {
 }
 
 /// Bar, CSV and checkpoint on, as a user has them.
-fn trainer(folder: &std::path::Path) -> Result<Trainer> {
+pub(crate) fn trainer(folder: &std::path::Path) -> TrainerBuilder {
     Trainer::builder()
         .root_dir(folder)
         .max_epochs(1)
@@ -104,7 +105,6 @@ fn trainer(folder: &std::path::Path) -> Result<Trainer> {
         .enable_progress_bar(false)
         .callback(ProgressBar::new().terminal(true))
         .logger(CsvLogger::new())
-        .build()
 }
 
 fn toy_rows(steps: usize) -> Result<DataLoader<ToyRows>> {
@@ -123,7 +123,8 @@ impl DataModule for ToySource {
 
 fn toy_trainer(steps: usize) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let report = trainer(folder.path())?.fit_learner(&mut ToyLearner::new(2, 0.01), &mut ToySource(steps))?;
+    let report =
+        trainer(folder.path()).build()?.fit_learner(&mut ToyLearner::new(2, 0.01), &mut ToySource(steps))?;
     assert_eq!(report.steps, steps as u64);
     Ok(())
 }
@@ -184,7 +185,7 @@ impl LeydenModule for Noop {
 
 fn noop_trainer(steps: usize) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let fitted = trainer(folder.path())?.fit_with(Noop::new, &mut ToySource(steps))?;
+    let fitted = trainer(folder.path()).build()?.fit_with(Noop::new, &mut ToySource(steps))?;
     assert_eq!(fitted.steps, steps as u64);
     Ok(())
 }
@@ -207,11 +208,18 @@ fn noop_raw(steps: usize) -> Result<()> {
 
 /// 784-512-512-10.
 #[derive(Module, Debug)]
-struct Mlp {
+pub(crate) struct Mlp {
     layers: [Linear; 3],
 }
 
-impl Mlp {
+/// A classifier of images.
+pub(crate) trait Net: LeydenModule<Batch = LabeledImages> {
+    fn new(device: &Device) -> Self;
+
+    fn loss(&self, batch: LabeledImages) -> Tensor<1>;
+}
+
+impl Net for Mlp {
     fn new(device: &Device) -> Self {
         Self {
             layers: [[784, 512], [512, 512], [512, 10]].map(|[i, o]| LinearConfig::new(i, o).init(device)),
@@ -240,7 +248,7 @@ impl LeydenModule for Mlp {
 }
 
 /// Images of noise, in memory: so many, over and over.
-struct Noise {
+pub(crate) struct Noise {
     pixels: Vec<f32>,
     len: usize,
 }
@@ -276,11 +284,11 @@ impl Dataset for Noise {
 
 const NOISE_IMAGES: usize = 4096;
 
-fn images(steps: usize) -> Result<DataLoader<Noise>> {
-    DataLoader::builder(Noise::new(64 * steps)).batch_size(64).shuffle(true).build()
+pub(crate) fn images(steps: usize) -> Result<DataLoader<Noise>> {
+    DataLoader::builder(Noise::new(64 * steps)).global_batch_size(64).shuffle(true).build()
 }
 
-struct NoiseSource(usize);
+pub(crate) struct NoiseSource(pub(crate) usize);
 
 impl DataModule for NoiseSource {
     type Batch = ImageBatch;
@@ -292,7 +300,7 @@ impl DataModule for NoiseSource {
 
 fn mlp_trainer(steps: usize) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let fitted = trainer(folder.path())?.fit_with(Mlp::new, &mut NoiseSource(steps))?;
+    let fitted = trainer(folder.path()).build()?.fit_with(Mlp::new, &mut NoiseSource(steps))?;
     assert_eq!(fitted.steps, steps as u64);
     Ok(())
 }
