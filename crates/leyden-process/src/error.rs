@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::panic::Location;
 use std::sync::Mutex;
 
@@ -221,17 +221,18 @@ impl fmt::Display for Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { code, what, places, why, hints } = &*self.0;
-        write!(f, "error[{code}]: {}", printable(what))?;
+        let mut whole = format!("error[{code}]: {}", printable(what));
         let width = places.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
         for (label, value) in places {
-            write!(f, "\n  {:<width$}  {}", printable(label), indent(value))?;
+            write!(whole, "\n  {:<width$}  {}", printable(label), indent(value))?;
         }
         for (prefix, texts) in [("why", why), ("fix", hints)] {
             for text in texts {
-                write!(f, "\n  {prefix}: {}", indent(text))?;
+                write!(whole, "\n  {prefix}: {}", indent(text))?;
             }
         }
-        Ok(())
+        // In one write where it goes to stderr: lines of other ranks come there too.
+        f.write_str(&whole)
     }
 }
 

@@ -341,5 +341,6 @@ fn say(program: &Parent, report: Report) {
 
 /// Says so on the program's stderr, which may be gone.
 fn tell(line: &str) {
-    let _ = writeln!(std::io::stderr(), "leyden: {line}");
+    // In one write: ranks write there too.
+    let _ = std::io::stderr().write_all(format!("leyden: {line}\n").as_bytes());
 }
