@@ -50,6 +50,8 @@ pub struct Rank {
     pub(crate) spins: u32,
     pub(crate) groups: Vec<Members>,
     sites: Sites,
+    /// Where errors and warnings say that this rank's collectives were called.
+    called_from: Option<&'static Location<'static>>,
     /// Not `Sync`: one thread at a time.
     alone: PhantomData<Cell<()>>,
 }
@@ -129,7 +131,7 @@ impl Rank {
         let spins = if size <= cores { 20_000 } else { 50 };
         let sites = Sites::default();
         let limits = Limits::default();
-        Self { world, rank, times, limits, spins, groups, sites, alone: PhantomData }
+        Self { world, rank, times, limits, spins, groups, sites, called_from: None, alone: PhantomData }
     }
 
     /// This rank's number, from 0.
@@ -146,6 +148,12 @@ impl Rank {
     /// after `budget` (60 s, and what a rank has announced by [`long_op`](Self::long_op)).
     pub fn set_limits(&mut self, warn: Duration, budget: Duration) {
         self.limits = Limits { warn, budget };
+    }
+
+    /// From here on, errors and warnings name this place instead of the lines that call collectives: for a library whose
+    /// collectives are its own, and whose user knows the line that called it.
+    pub fn called_from(&mut self, place: &'static Location<'static>) {
+        self.called_from = Some(place);
     }
 
     /// Waits until all ranks are here (PyTorch: `dist.barrier()`).
@@ -392,7 +400,7 @@ impl Rank {
                     .at_if_absent("rank", 0)),
             };
         }
-        let number = self.sites.number(&self.world, self.rank, site, "on_rank_zero");
+        let number = self.site(site, "on_rank_zero");
         let result = self.in_phase(number, RANK_ZERO, || {
             contain(|| f(&RankZero(()))).unwrap_or_else(|panic| {
                 Err(panic.explain(Error::new(RANK_ZERO_PANICKED, "code that rank 0 alone runs panicked")))
@@ -410,14 +418,14 @@ impl Rank {
     /// Announces that what `f` does takes up to `budget`: the others wait that long, and say what for.
     #[track_caller]
     pub fn long_op<T>(&mut self, name: &str, budget: Duration, f: impl FnOnce() -> T) -> T {
-        let number = self.sites.number(&self.world, self.rank, Location::caller(), name);
+        let number = self.site(Location::caller(), name);
         self.in_phase(number, budget, f)
     }
 
     /// Says what this rank does from now on, until the next phase: errors and warnings of those that wait for it name it.
     #[track_caller]
     pub fn phase(&mut self, name: &str) {
-        let number = self.sites.number(&self.world, self.rank, Location::caller(), name);
+        let number = self.site(Location::caller(), name);
         self.world.set_phase(self.rank, number, now(), 0);
     }
 
@@ -480,6 +488,10 @@ impl Rank {
         result
     }
 
+    fn site(&mut self, place: &'static Location<'static>, label: &str) -> u32 {
+        self.sites.number(&self.world, self.rank, self.called_from.unwrap_or(place), label)
+    }
+
     fn check_root(&self, root: usize) -> Result<()> {
         if root < self.world_size() {
             return Ok(());
@@ -514,7 +526,7 @@ impl Rank {
                 .at("group", number)
                 .hint("call it on the ranks of the group alone"));
         }
-        let site = self.sites.number(&self.world, self.rank, site, label);
+        let site = self.site(site, label);
         let members = &mut self.groups[number];
         members.seq += 1;
         let packed = agreed.pack();

@@ -75,6 +75,7 @@ impl Waiter<'_> {
         let (began, mut clock) = (Instant::now(), Lived::default());
         let mut dying: Option<Instant> = None;
         let mut warned = false;
+        let mut next_word_of_suspended = self.limits.warn;
         let mut next_look = CYCLE;
         loop {
             if self.has_arrived(peer) {
@@ -123,7 +124,13 @@ impl Waiter<'_> {
             if seen.lived >= self.limits.warn && !warned && !seen.suspended {
                 warned = true;
                 let line = self.lateness(peer, seen.lived);
-                let _ = writeln!(std::io::stderr(), "leyden: warning: {line}");
+                warn(&format!("{line}; the limit is {:?}", self.budget_of(peer)));
+            }
+            // Its time does not count, so that nothing else would ever end this silence.
+            if seen.suspended && waited >= next_word_of_suspended {
+                next_word_of_suspended = waited + SUSPENDED;
+                let line = self.lateness(peer, waited);
+                warn(&format!("{line}; it is waited for until it goes on or ends"));
             }
             if seen.lived >= self.budget_of(peer) && !seen.suspended {
                 return Err(self.stuck(peer, seen.lived));
@@ -268,7 +275,6 @@ impl Waiter<'_> {
                 let _ = write!(line, "; it is {}", evidence(pid));
             }
         }
-        let _ = write!(line, "; the limit is {:?}", self.budget_of(peer));
         line
     }
 
@@ -411,6 +417,11 @@ fn calls(record: &Record) -> String {
     format!("{record} at {}", record.site.place)
 }
 
+/// A line on stderr, in one write: other ranks write there too.
+fn warn(line: &str) {
+    let _ = std::io::stderr().write_all(format!("leyden: warning: {line}\n").as_bytes());
+}
+
 fn words(site: &Site) -> String {
     if site.label.is_empty() { site.place.clone() } else { format!("`{}` at {}", site.label, site.place) }
 }
@@ -425,6 +436,8 @@ const WAITS: u64 = 1 << 32;
 const SLICE: Duration = Duration::from_millis(50);
 /// The same where the kernel cannot wake for several reasons.
 const BLIND: Duration = Duration::from_millis(2);
+/// How often it is said that a rank is stopped, or held by a debugger.
+const SUSPENDED: Duration = Duration::from_secs(60);
 /// How long to wait for the word of how a rank died.
 const AUTOPSY: Duration = Duration::from_millis(60);
 /// When ranks that wait for each other are looked for, and how often.
