@@ -15,6 +15,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("workers that die, in each way", &["-p", "leyden-data", "--test", "it", "--", "deaths"]),
     ("damaged files and messages", &["-p", "leyden-data", "--lib", "--", "damage", "garbled"]),
     ("processes that start and end", &["-p", "leyden-process", "--test", "it"]),
+    ("trainings in which something goes wrong", &["-p", "leyden-train", "--test", "hangbench"]),
     ("two hundred starts", &["-p", "leyden-process", "--test", "many"]),
 ];
 
