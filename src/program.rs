@@ -41,7 +41,8 @@ impl<T: Finish, E: Debug + 'static> Finish for Result<T, E> {
             Ok(value) => value.finish(),
             Err(error) => {
                 // Not `eprintln!`, which panics where nobody listens, and that would hide the exit code.
-                let _ = writeln!(std::io::stderr(), "{error:?}");
+                // In one write: lines of other ranks come there too.
+                let _ = std::io::stderr().write_all(format!("{error:?}\n").as_bytes());
                 let ours = (&error as &dyn Any).downcast_ref::<Error>();
                 ours.map_or(ExitCode::FAILURE, |error| ExitCode::from(error.exit_code()))
             }

@@ -68,6 +68,8 @@ pub struct Rank {
     buckets: u16,
     /// Whether call sites are compared too, and all records kept at the end.
     detailed: bool,
+    /// Where errors and warnings say that this rank's collectives were called.
+    called_from: Option<&'static Location<'static>>,
     /// Not `Sync`: one thread at a time.
     alone: PhantomData<Cell<()>>,
 }
@@ -170,6 +172,7 @@ impl Rank {
             sites,
             buckets: 0,
             detailed,
+            called_from: None,
             alone: PhantomData,
         }
     }
@@ -189,6 +192,12 @@ impl Rank {
     /// times `warn` (30 s), with what is left of the budget; one of those who wait says it for all.
     pub fn set_limits(&mut self, warn: Duration, budget: Duration) {
         self.limits = Limits::new(warn, budget);
+    }
+
+    /// From here on, errors and warnings name this place instead of the lines that call collectives: for a library whose
+    /// collectives are its own, and whose user knows the line that called it.
+    pub fn called_from(&mut self, place: &'static Location<'static>) {
+        self.called_from = Some(place);
     }
 
     /// Waits until all ranks are here (PyTorch: `dist.barrier()`).
@@ -478,7 +487,7 @@ impl Rank {
                     .at_if_absent("rank", 0)),
             };
         }
-        let number = self.sites.number(&self.world, self.rank, site, "on_rank_zero");
+        let number = self.site(site, "on_rank_zero");
         let result = self.in_phase(number, RANK_ZERO, || {
             contain(|| f(&RankZero(()))).unwrap_or_else(|panic| {
                 Err(panic.explain(Error::new(RANK_ZERO_PANICKED, "code that rank 0 alone runs panicked")))
@@ -496,7 +505,7 @@ impl Rank {
     /// Announces that what `f` does takes up to `budget`: the others wait that long, and say what for.
     #[track_caller]
     pub fn long_op<T>(&mut self, name: &str, budget: Duration, f: impl FnOnce() -> T) -> T {
-        let number = self.sites.number(&self.world, self.rank, Location::caller(), name);
+        let number = self.site(Location::caller(), name);
         self.in_phase(number, budget, f)
     }
 
@@ -513,7 +522,7 @@ impl Rank {
     /// ```
     #[track_caller]
     pub fn phase(&mut self, name: &str) {
-        let number = self.sites.number(&self.world, self.rank, Location::caller(), name);
+        let number = self.site(Location::caller(), name);
         self.world.set_phase(self.rank, number, now(), 0);
     }
 
@@ -586,6 +595,10 @@ impl Rank {
         result
     }
 
+    fn site(&mut self, place: &'static Location<'static>, label: &str) -> u32 {
+        self.sites.number(&self.world, self.rank, self.called_from.unwrap_or(place), label)
+    }
+
     fn check_root(&self, root: usize) -> Result<()> {
         if root < self.world_size() {
             return Ok(());
@@ -621,7 +634,7 @@ impl Rank {
         }
         let packed = agreed.pack();
         let packed = if self.detailed { with_place(packed, site) } else { packed };
-        let site = self.sites.number(&self.world, self.rank, site, label);
+        let site = self.site(site, label);
         let members = &mut self.groups[number];
         members.seq += 1;
         self.world.write_record(self.rank, number, members.seq, packed, site, lately());

@@ -2,7 +2,8 @@
 //!
 //! While a [`Listener`] lives, the first signal is only noted (and said on stderr); a second one ends the
 //! process at once with the signal's exit code. No user code runs inside a handler. Handlers that were there
-//! before are called too, and put back when the last listener goes. A signal that the parent set to be ignored
+//! before are called too, and put back when the last listener goes. A rank that gets one signal directly and another from the
+//! process that has started it has got one. A signal that the parent set to be ignored
 //! (`nohup`, a shell's background job) stays ignored.
 
 use std::cell::Cell;
@@ -11,9 +12,10 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, IntoRawFd as _};
 use std::ptr;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, Ordering};
 
 use crate::codes::START;
+use crate::entry::{self, Role};
 use crate::error::{Error, Result};
 use crate::exit;
 
@@ -68,6 +70,7 @@ impl Listener {
         if installed.listeners == 0 {
             keep(&installed);
             RECEIVED.store(0, Ordering::SeqCst);
+            SENDERS.store(0, Ordering::SeqCst);
             installed.restore = [Signal::Interrupt, Signal::Terminate].map(install);
         }
         installed.listeners += 1;
@@ -183,6 +186,8 @@ struct Installed {
 
 static INSTALLED: Mutex<Installed> = Mutex::new(Installed { listeners: 0, restore: [None, None] });
 static RECEIVED: AtomicI32 = AtomicI32::new(0);
+/// Who has sent one: bit 0 for whoever it may be, bit 1 for the process that has started this rank.
+static SENDERS: AtomicU8 = AtomicU8::new(0);
 static NOTED: AtomicI32 = AtomicI32::new(0);
 
 /// Handlers that were installed before ours, as addresses, and whether they take three arguments.
@@ -229,6 +234,17 @@ fn slot(number: i32) -> usize {
 
 extern "C" fn on_signal(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let first = RECEIVED.compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+    // SAFETY: the kernel gives a whole siginfo, of a signal that a process has sent.
+    let sender = unsafe { (*info).si_pid() };
+    // SAFETY: it takes nothing, and is async-signal-safe.
+    let passed_on = entry::role() == Role::Rank && sender == unsafe { libc::getppid() };
+    let again =
+        SENDERS.fetch_or(1 << u8::from(passed_on), Ordering::SeqCst) & (1 << u8::from(passed_on)) != 0;
+    if !first && !again {
+        // A scheduler that signals all processes reaches a rank twice: directly, and by way of the supervisor, which passes on
+        // what rank 0 got. That is one wish to end, not two.
+        return;
+    }
     let text: &[u8] = if first {
         b"\nleyden: stopping at the end of this step; a second signal stops at once\n"
     } else {

@@ -17,3 +17,70 @@ pub use crate::trainer::{
     BAD_BUILD, CLEAN_UP_FAILED, CLEAN_UP_STUCK, ENDED_EARLY, INTERRUPTED, NO_CHECKPOINT, NO_LOADER,
     NOT_FINITE, OTHER_ORDER, PANICKED, SAME_NAME, SAVED_ELSEWHERE, TERMINATED, WEIGHTS_ONLY,
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_a_page() {
+        let all = [
+            BAD_BUILD,
+            BAD_METRIC_STATE,
+            BAD_SCALAR_NAME,
+            BAD_SCHEDULE,
+            BAD_SCHEDULE_STATE,
+            CLASS_OUT_OF_RANGE,
+            CLEAN_UP_FAILED,
+            CLEAN_UP_STUCK,
+            CONTRADICTION,
+            ENDED_EARLY,
+            FOREIGN_LOG,
+            GARBLED,
+            INDIVISIBLE_RANKS,
+            INTERRUPTED,
+            LOGGER_CLOSED,
+            LOG_NOT_WRITTEN,
+            MISSING_METRIC,
+            NOT_FINITE,
+            NO_CHECKPOINT,
+            NO_FOLDER,
+            NO_LOADER,
+            NO_MONITOR,
+            NO_STEP_LEVEL,
+            OTHER_ARGUMENTS,
+            OTHER_METRIC,
+            OTHER_MODEL,
+            OTHER_NAMES,
+            OTHER_ON_RANKS,
+            OTHER_ORDER,
+            PANICKED,
+            SAME_NAME,
+            SAVED_ELSEWHERE,
+            SCHEDULE_ENDED,
+            TERMINATED,
+            UNEVEN_LOADERS,
+            UNEVEN_UPDATE,
+            UNKNOWN_METRIC,
+            UNREADABLE,
+            UNREADABLE_CONFIG,
+            UNUSED_PARAMETER,
+            UNWRITABLE,
+            WEIGHTS_ONLY,
+            WRONG_VALUE,
+        ];
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors");
+        let table = std::fs::read_to_string(format!("{folder}/README.md")).unwrap();
+        for code in all {
+            let path = format!("{folder}/{code}.md");
+            let page = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+            assert!(page.starts_with(&format!("# {code}: ")), "{path} starts with {:?}", page.lines().next());
+            let row = format!("| [{code}]({code}.md) | ");
+            let row = table
+                .lines()
+                .find(|line| line.starts_with(&row))
+                .unwrap_or_else(|| panic!("{code} is not in the table"));
+            assert!(row.ends_with(&format!(" | {} |", code.exit)), "{row}: the exit code is {}", code.exit);
+        }
+    }
+}

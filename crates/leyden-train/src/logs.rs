@@ -30,6 +30,8 @@ pub struct Logs {
     /// More than one loader: names get a suffix.
     several_loaders: bool,
     misuse: Option<Error>,
+    /// Whether this rank had a batch of the evaluation: then it logs what others log.
+    had_batch: bool,
 }
 
 /// How one name is logged; set by the [`LogHandle`].
@@ -220,6 +222,11 @@ impl Logs {
         })
     }
 
+    /// An evaluation has given this rank a batch.
+    pub(crate) fn had_batch(&mut self) {
+        self.had_batch = true;
+    }
+
     /// Begins a step: forgets where the last one ended. Fails if the last one misused `log`.
     #[inline]
     pub fn end_step(&mut self) -> Result<()> {
@@ -319,7 +326,7 @@ impl Logs {
         }
         let updated = self.metrics.iter().filter(|named| named.updated);
         let metrics = updated.map(NamedMetric::saved).chain(self.restored.iter().cloned()).collect();
-        Ok(Saved { entries, metrics })
+        Ok(Saved { entries, metrics, had_batch: self.had_batch })
     }
 
     /// What all ranks have logged together, in the order of ranks: the same on each of them.
@@ -340,7 +347,7 @@ impl Logs {
                 rank.gather_objects(&metrics, "the epoch's metrics")?.swap_remove(from)
             }
         };
-        Ok(Saved { entries, metrics: serde_json::from_str(&metrics)? })
+        Ok(Saved { entries, metrics: serde_json::from_str(&metrics)?, had_batch: self.had_batch })
     }
 
     /// Each metric that this rank has, with what all ranks have seen.
@@ -380,7 +387,7 @@ impl Logs {
 
     /// Takes back [`state`](Self::state). Metrics are made anew by the module; their counts wait for them.
     pub(crate) fn load_state(&mut self, state: &Value) -> Result<()> {
-        let Saved { entries, metrics } = serde_json::from_value(state.clone())?;
+        let Saved { entries, metrics, .. } = serde_json::from_value(state.clone())?;
         for entry in entries {
             let index = self.find(&entry.name, entry.loader, entry.spec);
             self.entries[index].last = entry.last.map(|bits| f64::from_bits(bits).into());
@@ -541,29 +548,42 @@ fn level_names(full: &str, spec: Spec) -> (String, String) {
     }
 }
 
-/// Ranks that have logged anything have logged the same names.
+/// Ranks that have logged anything in an epoch, or had a batch of an evaluation, have logged the same names.
 fn check_same_names(all: &[Saved]) -> Result<()> {
-    let names = |saved: &Saved| {
-        let entries = saved.entries.iter().map(|entry| format!("`{}`", entry.name));
-        let mut names: Vec<_> =
-            entries.chain(saved.metrics.iter().map(|metric| format!("`{}`", metric.name))).collect();
-        names.sort_unstable();
-        names.dedup();
-        names
+    let names = |saved: &'_ Saved| -> Vec<String> {
+        let entries = saved.entries.iter().map(|entry| entry.name.clone());
+        entries.chain(saved.metrics.iter().map(|metric| metric.name.clone())).collect()
     };
-    let of_ranks: Vec<_> = all.iter().map(names).collect();
-    let mut logging = of_ranks.iter().enumerate().filter(|(_, names)| !names.is_empty());
-    let Some((first, expected)) = logging.next() else { return Ok(()) };
-    let Some((other, found)) = logging.find(|(_, names)| *names != expected) else { return Ok(()) };
-    let only = |these: &[String], those: &[String]| {
-        let only: Vec<_> = these.iter().filter(|name| !those.contains(name)).cloned().collect();
+    let names: Vec<_> = all
+        .iter()
+        .map(names)
+        .enumerate()
+        .filter(|(rank, names)| all[*rank].had_batch || !names.is_empty())
+        .collect();
+    let names: Vec<_> =
+        names.iter().map(|(rank, names)| (*rank, names.iter().map(String::as_str).collect())).collect();
+    same_names("ranks have logged different names", &names)
+}
+
+/// Fails with what only some of these ranks have logged.
+pub(crate) fn same_names(what: &str, of_ranks: &[(usize, Vec<&str>)]) -> Result<()> {
+    let Some((first, expected)) = of_ranks.first() else { return Ok(()) };
+    let lacks = |those: &[&str], name: &&str| !those.contains(name);
+    let other = of_ranks.iter().find(|(_, found)| {
+        expected.iter().any(|name| lacks(found, name)) || found.iter().any(|name| lacks(expected, name))
+    });
+    let Some((other, found)) = other else { return Ok(()) };
+    let only = |these: &[&str], those: &[&str]| {
+        let only: Vec<_> =
+            these.iter().filter(|name| lacks(those, name)).map(|name| format!("`{name}`")).collect();
         if only.is_empty() { "nothing".to_owned() } else { only.join(", ") }
     };
-    Err(Error::new(OTHER_NAMES, "ranks have logged different names")
+    Err(Error::new(OTHER_NAMES, what)
         .at(format!("only on rank {first}"), only(expected, found))
         .at(format!("only on rank {other}"), only(found, expected))
-        .why("an epoch's value is that of all ranks together")
-        .hint("log the same names on every rank, in each step or in none"))
+        .why("a value that is logged is that of all ranks together")
+        .hint("log the same names on every rank: a `log` inside an `if` that depends on the rank or the batch goes outside")
+        .hint("what one rank alone has to say, a callback gives the loggers by `Control::log`, on rank 0"))
 }
 
 /// The totals of all ranks, in their order.
@@ -594,6 +614,8 @@ fn merge_entries(all: &[Saved]) -> Vec<SavedEntry> {
 struct Saved {
     entries: Vec<SavedEntry>,
     metrics: Vec<SavedMetric>,
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    had_batch: bool,
 }
 
 #[derive(Clone, Serialize, Deserialize)]

@@ -7,6 +7,7 @@ mod elsewhere;
 mod gradients;
 mod manifest;
 
+use std::panic::Location;
 use std::path::Path;
 use std::time::Duration;
 
@@ -59,7 +60,8 @@ impl Rank {
     /// Launches the ranks that `config` asks for, or joins those that there are.
     ///
     /// # Errors
-    /// Those of `leyden_comm::launch::world` and of joining; `C0111` where virtual ranks do not divide among ranks.
+    /// Those of `leyden_comm::launch::world` and of joining; `C0111` where virtual ranks do not divide among ranks; `D0401`
+    /// where another rank runs something else than `verb`.
     #[track_caller]
     pub(crate) fn launch(config: &TrainerConfig, verb: &str) -> Result<Self> {
         let size = config.ranks()?;
@@ -76,10 +78,32 @@ impl Rank {
         if size > 1 {
             let mut joined = comm::launch::world(size)?.join()?;
             joined.set_limits(WARN_AFTER, config.rank_timeout);
+            let place = Location::caller();
+            joined.called_from(place);
             joined.phase(verb);
             rank.comm = Some(joined);
+            rank.begin(verb, place)?;
         }
         Ok(rank)
+    }
+
+    /// Checks that all ranks have begun the same.
+    fn begin(&mut self, verb: &str, place: &Location<'_>) -> Result<()> {
+        let hash = Manifest::default().and("verb", verb).hash();
+        let all = self.gather([hash], &format!("the start of `{verb}`"))?;
+        if all.iter().all(|[other]| *other == hash) {
+            return Ok(());
+        }
+        let places = self
+            .gather_objects(&format!("`{verb}` at {}:{}", place.file(), place.line()), "what ranks begin")?;
+        let error = Error::new(OTHER_ON_RANKS, "ranks do not run the same");
+        let error = places
+            .iter()
+            .enumerate()
+            .fold(error, |error, (rank, place)| error.at(format!("rank {rank}"), place));
+        Err(error
+            .why("each rank runs the whole program: something there depends on the rank, on time or on chance")
+            .hint("let every rank call the same, in the same order; what rank 0 alone is to do goes into `prepare_data` or a callback"))
     }
 
     /// This rank's number, from 0 (Lightning: `global_rank`).

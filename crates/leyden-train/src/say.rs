@@ -3,9 +3,9 @@
 
 use std::io::Write;
 
-/// A line on stderr.
+/// A line on stderr, in one write: lines of other ranks come there too.
 pub(crate) fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 /// Text on stdout.

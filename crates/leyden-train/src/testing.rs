@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use leyden_data::{DataLoader, Dataset, SampleCx};
 use leyden_process::signal::Listener;
 use leyden_process::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
 use crate::data_module::{DataModule, LoaderCx, Loaders};
@@ -239,7 +240,7 @@ fn floats<H>(learner: &mut impl Learner<H>) -> Vec<f32> {
 const MEAN_OF_ONE: Update = Update { accumulated: 1, clip: None };
 
 /// Rows of `y = x₀ + 2x₁ + … + 0.5`, made from their index: data for [`ToyLearner`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ToyRows {
     /// Features a row.
     pub features: usize,

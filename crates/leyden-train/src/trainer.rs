@@ -363,6 +363,7 @@ impl Trainer {
             sanity_checking: false,
             evaluation: None,
             last_validation: Instant::now(),
+            validation_is_agreed: false,
             own_batches: 0,
             loader: String::new(),
             doing: Doing::Data("setup"),
@@ -428,7 +429,7 @@ impl<H> Run<'_, H> {
         let loaders = self.plan.eval_batches.len();
         let manifest = Manifest::new()
             .and("stage", self.stage.name())
-            .and("configuration", serde_json::to_string(self.config)?)
+            .configuration(self.config)
             .and("training steps an epoch", self.plan.train_batches)
             .and("evaluation loaders", loaders)
             .parameters(&self.learner.parameters());

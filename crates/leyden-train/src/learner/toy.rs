@@ -6,6 +6,7 @@
 use std::any::Any;
 
 use leyden_process::{Error, Result};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
@@ -19,7 +20,7 @@ use crate::state::{DType, LearnerState, NamedTensor, Parts, check_same_tensors};
 use crate::step::StepCx;
 
 /// Rows of features and their targets.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ToyBatch {
     /// `rows * features` values, row by row.
     pub x: Vec<f32>,

@@ -2,7 +2,9 @@
 
 use leyden_process::{Code, Error, exit};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use crate::config::TrainerConfig;
 use crate::learner::Parameter;
 
 /// Names and values, in an order that is the same on all ranks that agree.
@@ -20,6 +22,25 @@ impl Manifest {
     #[must_use]
     pub(crate) fn and(mut self, name: impl Into<String>, value: impl ToString) -> Self {
         self.0.push((name.into(), value.to_string()));
+        self
+    }
+
+    /// Each setting on which the steps of a run depend; where it writes and what it shows, rank 0 alone decides.
+    #[must_use]
+    pub(crate) fn configuration(mut self, config: &TrainerConfig) -> Self {
+        const APART: [&str; 6] = [
+            "enable_model_summary",
+            "enable_progress_bar",
+            "name",
+            "rank_timeout",
+            "root_dir",
+            "teardown_timeout",
+        ];
+        if let Ok(Value::Object(settings)) = serde_json::to_value(config) {
+            for (name, value) in settings.iter().filter(|(name, _)| !APART.contains(&name.as_str())) {
+                self = self.and(format!("configuration `{name}`"), value);
+            }
+        }
         self
     }
 
@@ -67,6 +88,14 @@ pub(crate) fn difference(all: &[Manifest]) -> Error {
         error = error.at("and more", format_args!("{} differences", differing.len() - SHOWN));
     }
     if differing.is_empty() {
+        let orders: Vec<Vec<&str>> =
+            all.iter().map(|manifest| manifest.0.iter().map(|(name, _)| name.as_str()).collect()).collect();
+        let first =
+            (0..orders[0].len()).find(|&place| orders.iter().any(|order| order[place] != orders[0][place]));
+        if let Some(place) = first {
+            let names: Vec<_> = orders.iter().map(|order| Some(order[place])).collect();
+            error = error.at("the first to differ", who_has_what(&names));
+        }
         error = error.why("the same parameters are in another order");
     }
     error
@@ -131,5 +160,27 @@ mod tests {
             Some("F32 [10], trained on ranks 0, 1; missing on rank 2")
         );
         assert_eq!(error.place("program"), None);
+    }
+
+    #[test]
+    fn parameters_in_another_order_are_named() {
+        let there = manifest(5, true);
+        let mut other = there.clone();
+        other.0.swap(1, 2);
+        let error = difference(&[there, other]);
+        let found = error.place("the first to differ");
+        assert_eq!(found, Some("parameter `weight` on rank 0; parameter `bias` on rank 1"));
+    }
+
+    #[test]
+    fn settings_that_differ_are_named_one_by_one() {
+        let of = |config: &TrainerConfig| Manifest::new().configuration(config);
+        let here = TrainerConfig { max_epochs: Some(3), ..TrainerConfig::default() };
+        let there = TrainerConfig { max_epochs: Some(4), ..TrainerConfig::default() };
+        let error = difference(&[of(&here), of(&there)]);
+        assert_eq!(error.place("configuration `max_epochs`"), Some("3 on rank 0; 4 on rank 1"));
+        let shown =
+            TrainerConfig { enable_progress_bar: false, root_dir: "elsewhere".into(), ..here.clone() };
+        assert_eq!(of(&here).hash(), of(&shown).hash());
     }
 }

@@ -105,6 +105,7 @@ pub(crate) fn evaluate<H>(
                 Stage::Predict => of_loader.push(run.learner.predict(batch.data, cx)?),
                 _ => run.learner.evaluate(batch.data, cx)?,
             }
+            run.eval_logs.had_batch();
             run.eval_logs.end_step()?;
             run.evaluation = run.evaluation.map(|(done, total)| (done + 1, total));
             run.emit_apart(kind.batch_end)?;

@@ -250,7 +250,8 @@ fn validation_is_due<H>(run: &Run<'_, H>) -> bool {
             ValidationPlan::AcrossEpochs { every_batches } => {
                 run.progress.batches_seen.is_multiple_of(every_batches)
             }
-            ValidationPlan::Timed(interval) => run.last_validation.elapsed() >= interval,
+            ValidationPlan::Timed(_) if !run.rank.is_alone() => run.validation_is_agreed,
+            ValidationPlan::Timed(_) => run.validation_is_late(),
         }
 }
 
@@ -259,6 +260,7 @@ fn validate<H>(run: &mut Run<'_, H>, val: &Val<H>) -> Flow<()> {
     run.progress.validations += 1;
     run.progress.phase = Phase::Validated;
     run.last_validation = std::time::Instant::now();
+    run.validation_is_agreed = false;
     run.emit(Hook::ValidationEnd)
 }
 

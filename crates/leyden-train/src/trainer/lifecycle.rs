@@ -251,7 +251,7 @@ fn clean_up_of(complaint: &Error) -> &str {
 }
 
 /// A panic of the user's code or the engine's, as an error.
-fn panicked(doing: &str, panic: Panic) -> Error {
+pub(super) fn panicked(doing: &str, panic: Panic) -> Error {
     let foreign = panic.location.as_deref().is_some_and(|location| location.contains("/registry/"));
     let error = panic.explain(Error::new(PANICKED, format!("{doing} panicked")).at("in", doing));
     match foreign {

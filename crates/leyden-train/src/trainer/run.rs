@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use leyden_data::mix;
 use leyden_process::signal::{Listener, Signal};
-use leyden_process::{Code, Error, Result, exit};
+use leyden_process::{Code, Error, Result, contain, exit};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
+use super::lifecycle::panicked;
 use crate::checkpoint::{Checkpoint, RunState, UNWRITABLE, link_atomically, remove_leftovers};
 use crate::config::TrainerConfig;
 use crate::control::{Act, Control};
@@ -19,10 +20,10 @@ use crate::data_module::DataModule;
 use crate::event::{Callback, Event, Hook};
 use crate::learner::{Learner, LearnerView, Stage};
 use crate::logger::{Logger, Row};
-use crate::logs::{Logs, OTHER_NAMES};
+use crate::logs::{Logs, same_names};
 use crate::metrics::{Metrics, MetricsView};
 use crate::outcome::Outcome;
-use crate::plan::Plan;
+use crate::plan::{Plan, ValidationPlan};
 use crate::progress::{Phase, Progress};
 use crate::ranks::Rank;
 use crate::say::say;
@@ -83,6 +84,8 @@ pub(crate) struct Run<'r, H> {
     /// The batch of an evaluation, and how many there are.
     pub(crate) evaluation: Option<(usize, usize)>,
     pub(crate) last_validation: Instant,
+    /// Whether all ranks have agreed that it is time for a validation: each has a clock of its own.
+    pub(crate) validation_is_agreed: bool,
     /// Training batches of an epoch on this rank: fewer than those of the plan where other ranks have more.
     pub(crate) own_batches: usize,
     /// What the training loader says of itself.
@@ -157,7 +160,7 @@ impl<H> Run<'_, H> {
         self.tell_callbacks(Hook::TrainBatchEnd, loss, |callback| !callback.saves())?;
         self.tell_module(Hook::TrainBatchEnd)?;
         if log {
-            self.log_step_values()?;
+            self.log_step_values(loss.is_some())?;
         }
         self.train_logs.end_step()?;
         self.tell_savers(Hook::TrainBatchEnd, loss)?;
@@ -318,12 +321,14 @@ impl<H> Run<'_, H> {
             | flag(self.asked.skip_epoch, SKIP)
             | flag(signal == Some(Signal::Interrupt), INTERRUPT)
             | flag(signal == Some(Signal::Terminate), TERMINATE)
-            | flag(!self.acts.is_empty() && !self.in_window, ACTS);
+            | flag(!self.acts.is_empty() && !self.in_window, ACTS)
+            | flag(self.validation_is_late(), VALIDATE);
         let words = [flags, std::mem::take(&mut self.new_samples) as i64];
         let all = self.rank.gather(words, "whether to go on")?;
         self.progress.samples_seen += all.iter().map(|[_, samples]| *samples as u64).sum::<u64>();
         let any = |bit: u32| all.iter().any(|[flags, _]| flags >> bit & 1 == 1);
         self.skip_epoch |= any(SKIP);
+        self.validation_is_agreed |= any(VALIDATE);
         self.agreed_signal = match (any(INTERRUPT), any(TERMINATE)) {
             (true, _) => Some(Signal::Interrupt),
             (false, true) => Some(Signal::Terminate),
@@ -353,6 +358,14 @@ impl<H> Run<'_, H> {
         Ok(())
     }
 
+    /// Whether validations go by the clock, and it is time for one.
+    pub(crate) fn validation_is_late(&self) -> bool {
+        match self.plan.validation {
+            Some(ValidationPlan::Timed(interval)) => self.last_validation.elapsed() >= interval,
+            _ => false,
+        }
+    }
+
     /// Rank 0 saves, links and removes what its callbacks have asked for; the others take part in what it saves.
     fn act_together(&mut self) -> Result<()> {
         let acts = std::mem::take(&mut self.acts);
@@ -379,7 +392,12 @@ impl<H> Run<'_, H> {
         f: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
         let mut rank = std::mem::replace(&mut self.rank, Rank::alone());
-        let result = rank.zero(|| f(self));
+        let alone = rank.is_alone();
+        let result = rank.zero(|| match alone {
+            true => f(self),
+            // A panic is the same error as on a rank that is alone.
+            false => contain(|| f(self)).unwrap_or_else(|panic| Err(panicked(&self.doing(), panic))),
+        });
         self.rank = rank;
         result
     }
@@ -444,15 +462,16 @@ impl<H> Run<'_, H> {
         self.loggers.iter_mut().try_for_each(|logger| logger.flush())
     }
 
-    /// Gives the loggers this step's values.
-    pub(crate) fn log_step_values(&mut self) -> Result<()> {
+    /// Gives the loggers this step's values; `trained` says whether this rank had a batch for it, and used it.
+    pub(crate) fn log_step_values(&mut self, trained: bool) -> Result<()> {
         if !self.logs_wanted {
             return Ok(());
         }
         let mut row = Vec::new();
         self.train_logs.step_values(|name, value| row.push((name.to_owned(), value)))?;
         if !self.rank.is_alone() {
-            row = mean_of_ranks(&self.rank.gather_objects(&row, "this step's values")?)?;
+            let own = (trained || !row.is_empty()).then_some(row);
+            row = mean_of_ranks(&self.rank.gather_objects(&own, "this step's values")?)?;
         }
         self.log_row(&row.iter().map(|(name, value)| (name.as_str(), *value)).collect::<Vec<_>>())
     }
@@ -627,21 +646,18 @@ impl<H> Run<'_, H> {
     }
 }
 
-/// The mean over ranks of what each has logged in a step.
-fn mean_of_ranks(all: &[Vec<(String, f64)>]) -> Result<Vec<(String, f64)>> {
-    let names = |row: &[(String, f64)]| row.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
-    let mut mean = all[0].clone();
-    for (rank, row) in all.iter().enumerate().skip(1) {
-        if names(row) != names(&mean) {
-            return Err(Error::new(OTHER_NAMES, "ranks have logged different names in a step")
-                .at("on rank 0", names(&mean).join(", "))
-                .at(format!("on rank {rank}"), names(row).join(", "))
-                .hint("log the same names on every rank, in the same order"));
-        }
-        mean.iter_mut().zip(row).for_each(|((_, sum), (_, value))| *sum += value);
-    }
-    mean.iter_mut().for_each(|(_, sum)| *sum /= all.len() as f64);
-    Ok(mean)
+/// The mean of what ranks have logged in a step; a rank without a batch, or that has skipped its own, need not have.
+fn mean_of_ranks(all: &[Option<Vec<(String, f64)>>]) -> Result<Vec<(String, f64)>> {
+    let rows: Vec<_> = all.iter().enumerate().filter_map(|(rank, row)| Some((rank, row.as_ref()?))).collect();
+    let Some((_, first)) = rows.first() else { return Ok(Vec::new()) };
+    let names: Vec<_> =
+        rows.iter().map(|(rank, row)| (*rank, row.iter().map(|(name, _)| &**name).collect())).collect();
+    same_names("ranks have logged different names in a step", &names)?;
+    let mean = |(name, _): &(String, f64)| {
+        let values = rows.iter().flat_map(|(_, row)| row.iter()).filter(|(other, _)| other == name);
+        (name.clone(), values.map(|(_, value)| value).sum::<f64>() / rows.len() as f64)
+    };
+    Ok(first.iter().map(mean).collect())
 }
 
 /// The bits by which ranks tell each other what they were asked for.
@@ -650,6 +666,7 @@ const SKIP: u32 = 1;
 const INTERRUPT: u32 = 2;
 const TERMINATE: u32 = 3;
 const ACTS: u32 = 4;
+const VALIDATE: u32 = 5;
 
 /// Removes a checkpoint that may be gone already.
 fn remove(path: &Path) -> Result<()> {

@@ -6,6 +6,8 @@
 mod errors;
 mod events;
 mod files;
+#[cfg(target_os = "linux")]
+mod founding;
 mod learner;
 mod lifecycle;
 mod limits;

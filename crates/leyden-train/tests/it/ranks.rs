@@ -4,11 +4,16 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use leyden_comm::launch;
-use leyden_data::DataLoader;
+use leyden_data::{Batch, DataLoader, Loader, Share};
 use leyden_process::{Error, Result, bail};
+use leyden_train::learner::Update;
 use leyden_train::learner::toy::ToyBatch;
-use leyden_train::testing::ToyRows;
-use leyden_train::{Callback, Control, DataModule, Event, LoaderCx, Loaders, Outcome, Stage, TrainerBuilder};
+use leyden_train::schedule::{Interval, ReduceLROnPlateau};
+use leyden_train::testing::{Record, RecordedLearner, Sabotage, ToyRows};
+use leyden_train::{
+    Callback, Control, DataModule, Ddp, EarlyStopping, Event, GradientClip, Learner, LearnerView, LoaderCx,
+    Loaders, Logs, Outcome, Stage, StepCx, StepFacts, TrainerBuilder, Uneven,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -330,6 +335,188 @@ fn what_goes_wrong_on_one_rank_reaches_both() {
                 _ => &["setup", "on_exception", "teardown"],
             };
             assert_eq!(done, expected, "{wrong:?} on rank {rank}");
+        }
+    }
+}
+
+type Clipped = (usize, Option<usize>, bool);
+
+/// The weights after three epochs of clipped steps.
+fn clipped((ranks, virtual_ranks, norm): Clipped) -> Result<Vec<u32>> {
+    let clip = if norm { GradientClip::Norm(0.5) } else { GradientClip::Value(0.1) };
+    let mut builder = bare().devices(ranks).max_epochs(3).accumulate_grad_batches(2).gradient_clip(clip);
+    if let Some(virtual_ranks) = virtual_ranks {
+        builder = builder.virtual_ranks(virtual_ranks);
+    }
+    let mut learner = toy();
+    let _ = builder.build()?.fit_learner(&mut learner, &mut Global::SMALL.clone())?;
+    Ok(bits(&learner))
+}
+
+fn are_near(found: &[u32], expected: &[u32]) -> bool {
+    let near = |(a, b): (&u32, &u32)| (f32::from_bits(*a) - f32::from_bits(*b)).abs() < 1e-5;
+    found.len() == expected.len() && found.iter().zip(expected).all(near)
+}
+
+#[test]
+fn clipping_takes_the_gradient_of_all_ranks() {
+    for norm in [true, false] {
+        let one = on_ranks(1, clipped, &(1, None, norm)).unwrap().swap_remove(0);
+        let fixed = on_ranks(1, clipped, &(1, Some(4), norm)).unwrap().swap_remove(0);
+        assert_ne!(one, on_ranks(1, weights, &(1, None, 2, 0)).unwrap()[0].0, "something is clipped");
+        for ranks in [2, 4] {
+            let all = on_ranks(ranks, clipped, &(ranks, None, norm)).unwrap();
+            assert!(
+                all.iter().all(|weights| *weights == all[0] && are_near(weights, &one)),
+                "{ranks}: {all:?}"
+            );
+            let all = on_ranks(ranks, clipped, &(ranks, Some(4), norm)).unwrap();
+            assert!(all.iter().all(|weights| *weights == fixed), "{ranks}: {all:?}");
+        }
+    }
+}
+
+/// A training on which rank 2 gets SIGTERM in its eighth step; how it ended, its steps and its checkpoint.
+fn preempted(root: PathBuf) -> Result<(String, u64, PathBuf)> {
+    let me = launch::world(4)?.rank();
+    let mut learner = RecordedLearner::new(&Record::new());
+    learner.in_training = Some(Box::new(move |_, cx| match (me, cx.global_step()) {
+        (2, 8) => Sabotage::Terminate.commit("a step"),
+        _ => Ok(()),
+    }));
+    let mut trainer = quiet(&root).devices(4).virtual_ranks(4).max_epochs(4).build()?;
+    let report = trainer.fit_learner(&mut learner, &mut Global::SMALL.clone())?;
+    let last = report.last_checkpoint.expect("it was saved");
+    Ok((report.outcome.to_string(), report.steps, last))
+}
+
+#[test]
+fn a_signal_to_one_of_four_ranks_stops_all_and_two_go_on_with_the_same_bits() {
+    let root = quick_dir();
+    let whole = on_ranks(1, saved, &(root.path().join("whole"), 1, 100, None)).unwrap().swap_remove(0).0;
+    let root = root.path().join("stopped");
+    let all = launch::program(4, preempted, &root).unwrap();
+    for (outcome, steps, last) in &all {
+        assert_eq!((outcome.as_str(), *steps, last), ("interrupted by SIGTERM", all[0].1, &all[0].2));
+    }
+    assert_eq!(all[0].1, 9, "the step in which it came was done");
+    let resumed = on_ranks(2, saved, &(root, 2, 100, Some(all[0].2.clone()))).unwrap();
+    assert!(resumed.iter().all(|(weights, _)| *weights == whole), "{resumed:?}");
+}
+
+/// Batches of one's own: of so many rows, different on each rank.
+struct Batches {
+    rank: usize,
+    count: usize,
+}
+
+impl Batches {
+    fn batch(&self, index: usize) -> ToyBatch {
+        let x: Vec<f32> = (0..12).map(|k| ((31 * self.rank + 12 * index + k) % 11) as f32 / 11.0).collect();
+        let y = x.chunks(3).map(|row| row[0] + 2.0 * row[1] + 0.5).collect();
+        ToyBatch { x, y }
+    }
+}
+
+impl Loader<ToyBatch> for Batches {
+    fn len(&self) -> usize {
+        self.count
+    }
+
+    fn epoch(&self, _: u64, from: usize) -> Box<dyn Iterator<Item = Result<Batch<ToyBatch>>> + '_> {
+        let batch = |index| Ok(Batch { data: self.batch(index), samples: 4, padding: 0, index });
+        Box::new((from..self.count).map(batch))
+    }
+
+    fn set_sequential(&mut self) {}
+
+    fn set_share(&mut self, _: &Share) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// How many batches each of two ranks has.
+const BATCHES: [usize; 2] = [5, 3];
+
+struct UnevenData;
+
+impl DataModule for UnevenData {
+    type Batch = ToyBatch;
+
+    fn train_loader(&mut self, cx: &LoaderCx) -> Result<Loaders<ToyBatch>> {
+        Ok(Loaders::none().and(Batches { rank: cx.rank, count: BATCHES[cx.rank] }))
+    }
+}
+
+fn uneven(join: bool) -> Result<(u64, Vec<u32>)> {
+    let uneven = if join { Uneven::Join } else { Uneven::Drop };
+    let mut learner = toy();
+    let trainer = bare().devices(2).max_epochs(2).strategy(Ddp::default().uneven(uneven)).build();
+    let report = trainer?.fit_learner(&mut learner, &mut UnevenData)?;
+    Ok((report.steps, bits(&learner)))
+}
+
+#[test]
+fn uneven_ranks_make_the_steps_of_the_batches_that_there_are() {
+    for join in [true, false] {
+        // By hand: each step takes the mean over the batches that are left.
+        let (mut by_hand, mut steps) = (toy(), 0);
+        let mut logs = Logs::new();
+        let each = if join { BATCHES[0] } else { BATCHES[1] };
+        for index in (0..2).flat_map(|_| 0..each) {
+            let ranks = (0..2).filter(|&rank| index < BATCHES[rank]);
+            let mut accumulated = 0;
+            for rank in ranks {
+                let cx = &mut StepCx::new(facts(), &mut logs);
+                by_hand.train(Batches { rank, count: 0 }.batch(index), cx).unwrap();
+                accumulated += 1;
+            }
+            by_hand.apply(&Update { accumulated, clip: None }).unwrap();
+            steps += 1;
+        }
+        let all = launch::program(2, uneven, &join).unwrap();
+        for (made, weights) in &all {
+            assert_eq!((*made, weights), (steps, &all[0].1), "join {join}");
+            assert!(are_near(weights, &bits(&by_hand)), "join {join}: {weights:?}");
+        }
+    }
+}
+
+fn facts() -> StepFacts {
+    StepFacts {
+        stage: Stage::Fit,
+        epoch: 0,
+        batch: 0,
+        samples: 4,
+        global_step: 0,
+        batches_seen: 0,
+        seed: 0,
+        loader: 0,
+        in_step: true,
+    }
+}
+
+/// Stops early and lowers its learning rate, both by what validation has found.
+fn watched(ranks: usize) -> Result<(u64, u64, Vec<u32>)> {
+    let plateau = ReduceLROnPlateau::new("val/loss").patience(1).threshold(0.5);
+    let mut learner = toy().schedule(Interval::Epoch, plateau);
+    let stopping = EarlyStopping::new("val/loss").patience(4).min_delta(1e-3);
+    let mut trainer = bare().devices(ranks).max_epochs(60).callback(stopping).build()?;
+    let report = trainer.fit_learner(&mut learner, &mut Global::SMALL.clone())?;
+    assert!(report.outcome.to_string().contains("EarlyStopping"), "{}", report.outcome);
+    Ok((report.epochs, learner.learning_rates()[0].1.to_bits(), bits(&learner)))
+}
+
+#[test]
+fn ranks_stop_early_and_lower_their_rate_together_as_one_rank_does() {
+    let one = watched(1).unwrap();
+    assert!(f64::from_bits(one.1) < 0.05, "the rate was lowered");
+    for ranks in [2, 4] {
+        let all = launch::program(ranks, watched, &ranks).unwrap();
+        for found in &all {
+            assert_eq!(found, &all[0]);
+            assert_eq!((found.0, found.1), (one.0, one.1), "epochs and rate on {ranks} ranks");
+            assert!(are_near(&found.2, &one.2));
         }
     }
 }
