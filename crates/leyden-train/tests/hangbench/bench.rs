@@ -351,7 +351,7 @@ pub(crate) struct Told {
 impl Stamp {
     fn read(line: &str) -> Option<Self> {
         let (rank, rest) = rank_of(line);
-        let (what, rest) = rest.strip_prefix("bench: ")?.rsplit_once(' ').map(|(rest, pid)| (rest, pid))?;
+        let (what, rest) = rest.strip_prefix("bench: ")?.rsplit_once(' ')?;
         let (what, when) = what.rsplit_once(' ')?;
         Some(Self { rank, what: what.to_owned(), when: when.parse().ok()?, pid: rest.parse().ok()? })
     }
