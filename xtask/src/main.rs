@@ -23,7 +23,7 @@ const ROWS: &[(&str, &[&str])] = &[
         &["-p", "leyden-comm", "--test", "it", "--", "watching", "failing"],
     ),
     ("processes that start and end", &["-p", "leyden-process", "--test", "it"]),
-    ("trainings in which something goes wrong", &["-p", "leyden-train", "--test", "hangbench"]),
+    ("trainings in which something goes wrong", &["--test", "hangbench"]),
     ("two hundred starts", &["-p", "leyden-process", "--test", "many"]),
 ];
 

@@ -1,4 +1,5 @@
 //! Several ranks in one run, as real processes: the same numbers, agreed ends, and failures that reach all.
+#![expect(clippy::disallowed_methods, reason = "a rank is to die here, in each way")]
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -76,6 +77,8 @@ where
 type Numbers = (Vec<u32>, Vec<(String, u64)>);
 
 type Fit = (usize, Option<usize>, u32, usize);
+/// The bits of the weights, and of the metrics by name.
+type Numbers = (Vec<u32>, Vec<(String, u64)>);
 
 /// The weights after three epochs.
 fn weights((ranks, virtual_ranks, accumulate, workers): Fit) -> Result<Numbers> {

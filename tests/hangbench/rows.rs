@@ -118,7 +118,7 @@ impl Row {
         Self { exit: Exit::Code(code), ..self }
     }
 
-    const fn killed_by(self, signal: i32) -> Self {
+    const fn dies_of(self, signal: i32) -> Self {
         Self { exit: Exit::Signal(signal), ..self }
     }
 
@@ -221,7 +221,7 @@ fn founding() -> Vec<Row> {
             .act(|program| when_ready(program, Some(program.pid()), libc::SIGKILL))
             .tells(&[(1, "D0105")])
             .says(&["rank 0 died", "killed by SIGKILL"])
-            .killed_by(libc::SIGKILL)
+            .dies_of(libc::SIGKILL)
             .check(|seen| cleaned_up(seen, &[1])),
     ]
 }
@@ -293,7 +293,7 @@ fn deaths() -> Vec<Row> {
     let killed =
         |name, program, says| Row::new(name, program, OBSERVER).tells(&[(0, "D0105")]).says(says).exits(102);
     let zero = |name, program, signal, says| {
-        Row::new(name, program, ZERO).tells(&[(1, "D0105")]).says(says).killed_by(signal)
+        Row::new(name, program, ZERO).tells(&[(1, "D0105")]).says(says).dies_of(signal)
     };
     vec![
         error("rank 1 fails in a step", "fails 1 error step", ERROR),
@@ -375,7 +375,7 @@ fn deaths() -> Vec<Row> {
         Row::new("rank 0 aborts in prepare_data", "prepares abort", "others wait, 10,000 days")
             .tells(&[(1, "D0105")])
             .says(&["killed by SIGABRT", "on_rank_zero"])
-            .killed_by(libc::SIGABRT),
+            .dies_of(libc::SIGABRT),
         Row::new("teardown of rank 1 is stuck", "teardown", "hang at exit")
             .prints(&["error[T0307]", "`DataModule::teardown` did not end within 1s"])
             .goes_on("named after its limit; ended")
@@ -413,7 +413,7 @@ fn stuck() -> Vec<Row> {
             .tells(&[(1, "D0107")])
             .says(&["rank 0 does not come", "training_step"])
             .within(4.0)
-            .killed_by(libc::SIGKILL),
+            .dies_of(libc::SIGKILL),
         Row::new("rank 1 is stopped, and goes on", "stuck 1 stops", "silent hang, 30 min")
             .act(|program| {
                 let _ = program.wait_for("stopped by a signal", 1);
