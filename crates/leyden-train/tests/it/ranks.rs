@@ -77,9 +77,6 @@ where
 type Numbers = (Vec<u32>, Vec<(String, u64)>);
 
 type Fit = (usize, Option<usize>, u32, usize);
-/// The bits of the weights, and of the metrics by name.
-type Numbers = (Vec<u32>, Vec<(String, u64)>);
-
 /// The weights after three epochs.
 fn weights((ranks, virtual_ranks, accumulate, workers): Fit) -> Result<Numbers> {
     let mut learner = toy();
