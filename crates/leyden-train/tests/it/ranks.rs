@@ -1,5 +1,4 @@
 //! Several ranks in one run, as real processes: the same numbers, agreed ends, and failures that reach all.
-#![expect(clippy::disallowed_methods, reason = "a rank is to die here, in each way")]
 
 use std::path::PathBuf;
 use std::time::Instant;
