@@ -145,7 +145,7 @@ impl From<Ddp> for Strategy {
 #[serde(default, deny_unknown_fields)]
 pub struct Ddp {
     /// How much of the gradients is summed in one call, in bytes; what is larger is divided, and named by part. Default 25 MiB,
-    /// PyTorch's.
+    /// PyTorch's. Where all ranks are on one host, `f32` is summed where it lies, all at once.
     pub bucket_bytes: usize,
     /// Whether a parameter may have a gradient on some ranks alone: the others count as zeros. Default false: it is an error
     /// that names it. Costs nothing here (PyTorch's walks the graph).

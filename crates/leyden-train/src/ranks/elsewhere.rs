@@ -2,6 +2,8 @@
 //! but that is ever reached.
 
 use std::convert::Infallible;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use leyden_process::{Error, Result};
@@ -10,7 +12,10 @@ use serde::{Serialize, de::DeserializeOwned};
 #[derive(Debug)]
 pub(crate) struct Rank(Infallible);
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
+pub(crate) struct Bucket<T>(Infallible, PhantomData<T>);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Group;
 
 impl Group {
@@ -41,6 +46,26 @@ pub(crate) mod launch {
 
     /// Several ranks need Linux.
     pub(crate) const NOT_HERE: Code = Code::new("C0112", exit::CONFIGURATION);
+}
+
+impl<T> Bucket<T> {
+    pub(crate) fn is_shared(&self) -> bool {
+        match self.0 {}
+    }
+}
+
+impl<T> Deref for Bucket<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self.0 {}
+    }
+}
+
+impl<T> DerefMut for Bucket<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        match self.0 {}
+    }
 }
 
 impl Rank {
@@ -91,6 +116,14 @@ impl Rank {
     }
 
     pub(crate) fn all_reduce_in<T>(&mut self, _: Group, _: &mut [T], _: ReduceOp, _: &str) -> Result<()> {
+        match self.0 {}
+    }
+
+    pub(crate) fn bucket<T>(&mut self, _: usize, _: &str) -> Result<Bucket<T>> {
+        match self.0 {}
+    }
+
+    pub(crate) fn all_reduce_bucket<T>(&mut self, _: &mut Bucket<T>, _: ReduceOp) -> Result<()> {
         match self.0 {}
     }
 

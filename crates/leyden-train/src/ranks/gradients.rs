@@ -1,5 +1,7 @@
 //! Gradients of all ranks, summed: in flat buckets, in one order, so that each rank has the same bits.
 
+use std::ops::{Deref, DerefMut};
+
 use leyden_process::{Code, Error, Result, exit};
 
 use super::comm;
@@ -22,13 +24,20 @@ pub(crate) struct Gradients {
 }
 
 /// The gradients of a whole model, one after another.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 struct Flat {
-    single: Vec<f32>,
+    single: Numbers,
     double: Vec<f64>,
     /// The parameters that no gradient has reached.
     missing: Vec<String>,
     used: bool,
+}
+
+/// Numbers of this rank: in memory of its own, or in a bucket, where they are reduced without a copy.
+#[derive(Debug)]
+enum Numbers {
+    Own(Vec<f32>),
+    Bucket(comm::Bucket<f32>),
 }
 
 impl Gradients {
@@ -48,7 +57,7 @@ impl Gradients {
     /// Takes the learner's gradients as those of virtual rank `part` of this one's, and adds them to its others of this window.
     pub(crate) fn keep(&mut self, learner: &mut dyn HasGradients, part: usize) -> Result<()> {
         if self.kept.len() <= part {
-            self.kept.resize(part + 1, Flat::default());
+            self.kept.resize_with(part + 1, Flat::default);
         }
         let kept = &mut self.kept[part];
         let add = std::mem::replace(&mut kept.used, true);
@@ -60,19 +69,22 @@ impl Gradients {
     /// Gives the learner the sum over all virtual ranks, which this one stands for.
     pub(crate) fn finish(&mut self, learner: &mut dyn HasGradients, accumulated: u32) -> Result<u32> {
         if accumulated > 0 {
-            let sum = self.kept_sum();
-            sum.give(learner)?;
+            self.sum_kept().give(learner)?;
         }
         Ok(accumulated)
     }
 
     /// The sum over this rank's virtual ranks, pair by pair: `(v0 + v1) + (v2 + v3)`.
-    fn kept_sum(&mut self) -> Flat {
-        let mut sums = std::mem::take(&mut self.kept);
-        sums.resize(self.parts, Flat::default());
+    fn sum_kept(&mut self) -> &Flat {
+        let sums = &mut self.kept;
+        sums.resize_with(self.parts, Flat::default);
         // A virtual rank that has skipped all its batches adds zeros.
-        if let Some(first) = sums.iter().find(|sum| sum.used).cloned() {
-            sums.iter_mut().filter(|sum| !sum.used).for_each(|sum| *sum = first.zeros());
+        if let Some(used) = sums.iter().position(|sum| sum.used) {
+            for part in (0..sums.len()).filter(|&part| part != used) {
+                if !sums[part].used {
+                    sums[part] = sums[used].zeros();
+                }
+            }
         }
         sums.iter_mut().for_each(|sum| sum.used = false);
         let mut distance = 1;
@@ -83,10 +95,7 @@ impl Gradients {
             }
             distance *= 2;
         }
-        // The places stay for the next step; the first is copied out of.
-        let sum = sums[0].clone();
-        self.kept = sums;
-        sum
+        &sums[0]
     }
 
     /// See [`Rank::reduce`](super::Rank::reduce).
@@ -96,10 +105,10 @@ impl Gradients {
         learner: &mut dyn HasGradients,
         accumulated: u32,
     ) -> Result<u32> {
-        let mut flat = match (self.are_kept(), accumulated) {
-            (true, 1..) => self.kept_sum(),
+        let mut flat = std::mem::take(&mut self.flat);
+        match (self.are_kept(), accumulated) {
+            (true, 1..) => flat.copy(self.sum_kept()),
             _ => {
-                let mut flat = std::mem::take(&mut self.flat);
                 if accumulated == 0 {
                     // What others have, this rank adds zeros to.
                     learner.zero_gradients(&|_| true);
@@ -111,22 +120,24 @@ impl Gradients {
                     flat.take(learner, false)?;
                     flat.missing = missing;
                 }
-                flat
             }
-        };
-        let header = [i64::from(accumulated), flat.missing_hash()];
+        }
+        let in_bucket = matches!(flat.single, Numbers::Bucket(_));
+        let header = [i64::from(accumulated), flat.missing_hash(), i64::from(in_bucket)];
         let headers = comm.all_gather_in(comm::Group::WORLD, &header, "gradients: what each rank has")?;
-        let headers: Vec<[i64; 2]> = headers.as_chunks::<2>().0.to_vec();
-        let total: i64 = headers.iter().map(|[accumulated, _]| accumulated).sum();
+        let headers = headers.as_chunks::<3>().0;
+        let total: i64 = headers.iter().map(|[accumulated, ..]| accumulated).sum();
         if total > 0 {
             let mut missing =
-                headers.iter().filter(|[accumulated, _]| *accumulated > 0).map(|[_, hash]| *hash);
+                headers.iter().filter(|[accumulated, ..]| *accumulated > 0).map(|[_, hash, _]| *hash);
             let first = missing.next();
             let equal = missing.all(|other| Some(other) == first);
-            if !equal || headers.iter().any(|[accumulated, _]| *accumulated == 0) {
+            if !equal || headers.iter().any(|[accumulated, ..]| *accumulated == 0) {
                 self.settle_missing(comm, &mut flat, accumulated, equal)?;
             }
-            self.sum(comm, &mut flat)?;
+            // One rank's may have moved out, for room that a gradient needed which was missing.
+            let in_buckets = headers.iter().all(|[.., in_bucket]| *in_bucket == 1);
+            self.sum(comm, &mut flat, in_buckets)?;
             if !flat.missing.is_empty() {
                 learner.clear_gradients();
             }
@@ -157,14 +168,27 @@ impl Gradients {
         Ok(())
     }
 
-    fn sum(&mut self, comm: &mut comm::Rank, flat: &mut Flat) -> Result<()> {
+    fn sum(&mut self, comm: &mut comm::Rank, flat: &mut Flat, in_buckets: bool) -> Result<()> {
         let groups = self.groups(comm)?;
+        let of_all = groups == [comm::Group::WORLD];
+        if of_all && !in_buckets {
+            let mut bucket = comm.bucket(flat.single.len(), "gradients")?;
+            bucket.copy_from_slice(&flat.single);
+            flat.single = Numbers::Bucket(bucket);
+        }
         let bytes = self.ddp.bucket_bytes.max(size_of::<f64>());
         let buckets = flat.single.len().div_ceil(bytes / size_of::<f32>());
         for group in groups {
-            for (index, bucket) in flat.single.chunks_mut(bytes / size_of::<f32>()).enumerate() {
-                let label = bucket_label(index, buckets);
-                comm.all_reduce_in(group, bucket, comm::ReduceOp::Sum, &label)?;
+            match &mut flat.single {
+                Numbers::Bucket(bucket) if of_all && bucket.is_shared() => {
+                    comm.all_reduce_bucket(bucket, comm::ReduceOp::Sum)?;
+                }
+                single => {
+                    for (index, part) in single.chunks_mut(bytes / size_of::<f32>()).enumerate() {
+                        let label = bucket_label(index, buckets);
+                        comm.all_reduce_in(group, part, comm::ReduceOp::Sum, &label)?;
+                    }
+                }
             }
             for bucket in flat.double.chunks_mut(bytes / size_of::<f64>()) {
                 comm.all_reduce_in(group, bucket, comm::ReduceOp::Sum, "gradients in f64")?;
@@ -216,11 +240,15 @@ impl Flat {
             let len = shape.iter().product::<usize>();
             match values {
                 Some(GradientValues::F32(values)) => {
-                    put(&mut self.single, single, values, add, |sum, value| *sum += value);
+                    self.single.make_room(single + len);
+                    put(&mut self.single[single..][..len], values, add, |sum, value| *sum += value);
                     single += len;
                 }
                 Some(GradientValues::F64(values)) => {
-                    put(&mut self.double, double, values, add, |sum, value| *sum += value);
+                    if self.double.len() < double + len {
+                        self.double.resize(double + len, 0.0);
+                    }
+                    put(&mut self.double[double..][..len], values, add, |sum, value| *sum += value);
                     double += len;
                 }
                 None => {
@@ -229,14 +257,15 @@ impl Flat {
                         self.missing.push(path.to_owned());
                     }
                     if !add {
-                        put(&mut self.single, single, &vec![0.0; len], false, |_, _| ());
+                        self.single.make_room(single + len);
+                        self.single[single..][..len].fill(0.0);
                     }
                     single += len;
                 }
             }
             Ok(())
         })?;
-        self.single.truncate(single);
+        self.single.set_len(single);
         self.double.truncate(double);
         Ok(())
     }
@@ -263,11 +292,19 @@ impl Flat {
     }
 
     fn zeros(&self) -> Self {
-        Self { single: vec![0.0; self.single.len()], double: vec![0.0; self.double.len()], ..self.clone() }
+        let single = Numbers::Own(vec![0.0; self.single.len()]);
+        Self { single, double: vec![0.0; self.double.len()], missing: self.missing.clone(), used: self.used }
+    }
+
+    fn copy(&mut self, other: &Self) {
+        self.single.set_len(other.single.len());
+        self.single.copy_from_slice(&other.single);
+        self.double.clone_from(&other.double);
+        self.missing.clone_from(&other.missing);
     }
 
     fn add(&mut self, other: &Self) {
-        self.single.iter_mut().zip(&other.single).for_each(|(sum, value)| *sum += value);
+        self.single.iter_mut().zip(&*other.single).for_each(|(sum, value)| *sum += value);
         self.double.iter_mut().zip(&other.double).for_each(|(sum, value)| *sum += value);
         self.missing.retain(|name| other.missing.contains(name));
     }
@@ -282,12 +319,53 @@ impl Flat {
     }
 }
 
-/// Copies `values` to `at`, making room, or adds them there.
-fn put<T: Copy + Default>(to: &mut Vec<T>, at: usize, values: &[T], add: bool, plus: impl Fn(&mut T, T)) {
-    if to.len() < at + values.len() {
-        to.resize(at + values.len(), T::default());
+impl Numbers {
+    fn make_room(&mut self, len: usize) {
+        self.set_len(len.max(self.len()));
     }
-    let place = &mut to[at..][..values.len()];
+
+    /// A bucket has one length: with another one, its numbers move out.
+    fn set_len(&mut self, len: usize) {
+        if self.len() == len {
+            return;
+        }
+        if let Self::Bucket(bucket) = self {
+            *self = Self::Own(bucket.to_vec());
+        }
+        if let Self::Own(numbers) = self {
+            numbers.resize(len, 0.0);
+        }
+    }
+}
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Self::Own(Vec::new())
+    }
+}
+
+impl Deref for Numbers {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Own(numbers) => numbers,
+            Self::Bucket(bucket) => bucket,
+        }
+    }
+}
+
+impl DerefMut for Numbers {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        match self {
+            Self::Own(numbers) => numbers,
+            Self::Bucket(bucket) => bucket,
+        }
+    }
+}
+
+/// Copies `values` to a place of their number, or adds them there.
+fn put<T: Copy>(place: &mut [T], values: &[T], add: bool, plus: impl Fn(&mut T, T)) {
     match add {
         true => place.iter_mut().zip(values).for_each(|(sum, value)| plus(sum, *value)),
         false => place.copy_from_slice(values),
