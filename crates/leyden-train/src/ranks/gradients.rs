@@ -171,7 +171,7 @@ impl Gradients {
     fn sum(&mut self, comm: &mut comm::Rank, flat: &mut Flat, in_buckets: bool) -> Result<()> {
         let groups = self.groups(comm)?;
         let of_all = groups == [comm::Group::WORLD];
-        if of_all && !in_buckets {
+        if of_all && !in_buckets && !flat.single.is_empty() {
             let mut bucket = comm.bucket(flat.single.len(), "gradients")?;
             bucket.copy_from_slice(&flat.single);
             flat.single = Numbers::Bucket(bucket);
