@@ -62,8 +62,11 @@ struct Args {
     epochs: u64,
     #[arg(long, help = "Seed of split, order, initial weights and dropout", default_value_t = 1)]
     seed: u64,
-    #[arg(long, help = "Ranks that train together, each a process", default_value_t = 1)]
-    devices: usize,
+    #[arg(
+        long,
+        help = "Ranks that train together, each a process [default: as many as a launcher has started, or 1]"
+    )]
+    devices: Option<usize>,
 }
 
 #[leyden::main]
@@ -75,7 +78,11 @@ fn main() -> Result<()> {
     let mut data = Digits(random_split(images, [0.7, 0.1, 0.2], args.seed)?);
     let (best, stop) = (ModelCheckpoint::monitor("val/loss"), EarlyStopping::new("val/loss").patience(10));
     let trainer = Trainer::builder().name("digits").max_epochs(args.epochs).seed(args.seed);
-    let mut trainer = trainer.devices(args.devices).callback(stop).callback(best).build()?;
+    let mut trainer = trainer
+        .devices(args.devices.map_or(Devices::Auto, Devices::Count))
+        .callback(stop)
+        .callback(best)
+        .build()?;
     let fitted = trainer.fit_with(Classifier::new, &mut data)?;
     println!("finished: {}", fitted.finished()?);
     trainer.ckpt_path("best").test(fitted.model(), &mut data).map(|metrics| println!("{metrics}"))

@@ -56,7 +56,7 @@ impl SmallTrainer {
             }
         }
         let state = rank.load(self.file)?;
-        optimizer.load(model, state)
+        Ok(optimizer.load(model, state)?.0)
     }
 
     fn train_epoch<M: Trainable>(

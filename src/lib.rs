@@ -42,8 +42,8 @@ pub mod prelude {
         CosineAnnealing, ExponentialLr, Interval, LinearWarmup, OneCycle, ReduceLROnPlateau, StepLr,
     };
     pub use crate::{
-        Callback, Checkpoint, CkptPath, Code, Control, CsvLogger, DataModule, Ddp, EarlyStopping, Error,
-        Event, Fabric, FitError, Fitted, FromHost, GradientClip, Hook, JsonlLogger, LabeledImages,
+        Callback, Checkpoint, CkptPath, Code, Control, CsvLogger, DataModule, Ddp, Devices, EarlyStopping,
+        Error, Event, Fabric, FitError, Fitted, FromHost, GradientClip, Hook, JsonlLogger, LabeledImages,
         LearningRateMonitor, LeydenModule, Limit, LoaderCx, Loaders, Logger, Loss, Metrics, Mode,
         ModelCallback, ModelCheckpoint, ModelSummary, Optimizers, Outcome, Plan, Predict, ProgressBar, Rank,
         RankExt, Reduce, Result, Stage, StepCx, StopReason, TensorBoardLogger, Timer, Trainer, TrainerConfig,

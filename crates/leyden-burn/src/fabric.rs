@@ -104,16 +104,14 @@ impl<S> Grads<S> {
 
 /// An optimizer that [`RankExt::setup`] has taken in.
 pub struct FabricOptimizer {
-    /// Gone only while it takes a state back.
-    inner: Option<Optimizers>,
+    inner: Optimizers,
 }
 
 impl FabricOptimizer {
     /// One step with the gradients of all ranks, at the learning rate `lr`.
     pub fn step<M: Module>(&mut self, lr: f64, model: M, gradients: Grads<Reduced>) -> M {
-        let inner = self.inner.as_mut().expect("it is gone only while it takes a state back");
-        inner.set_rate(lr);
-        let (optimizer, rates) = inner.step_rates();
+        self.inner.set_rate(lr);
+        let (optimizer, rates) = self.inner.step_rates();
         optimizer.step(rates, model, gradients.values)
     }
 
@@ -122,22 +120,18 @@ impl FabricOptimizer {
     /// # Errors
     /// A failure of the device.
     pub fn state<M: Module>(&self, model: &M) -> Result<LearnerState> {
-        let inner = self.inner.as_ref().expect("it is gone only while it takes a state back");
-        let (optimizer, values) = inner.state(&tensors::parameters(model))?;
+        let (optimizer, values) = self.inner.state(&tensors::parameters(model))?;
         Ok(LearnerState { weights: tensors::named_tensors(model)?, optimizer, gradients: Vec::new(), values })
     }
 
-    /// Takes back its [`state`](Self::state), and gives the model with its weights.
+    /// Takes back its [`state`](Self::state): the model with its weights, and the optimizer as it was.
     ///
     /// # Errors
     /// `K0104`, with all differences, if it is of another model; `T0706` if it is of another optimizer.
-    pub fn load<M: Module>(&mut self, model: M, state: LearnerState) -> Result<M> {
+    pub fn load<M: Module>(self, model: M, state: LearnerState) -> Result<(M, Self)> {
         let model = tensors::load_tensors(model, &state.weights)?;
-        let parameters = tensors::parameters(&model);
-        if let Some(inner) = self.inner.take() {
-            self.inner = Some(inner.load(&state.optimizer, &state.values, &parameters)?);
-        }
-        Ok(model)
+        let inner = self.inner.load(&state.optimizer, &state.values, &tensors::parameters(&model))?;
+        Ok((model, Self { inner }))
     }
 }
 
@@ -157,7 +151,7 @@ impl RankExt for Rank {
             self.broadcast_tensors(&mut weights)?;
             model = tensors::load_tensors(model, &weights)?;
         }
-        Ok((model, FabricOptimizer { inner: Some(Optimizers::new(optimizer, 0.0)) }))
+        Ok((model, FabricOptimizer { inner: Optimizers::new(optimizer, 0.0) }))
     }
 
     fn backward<M: Module>(&self, model: &M, loss: Tensor<1>) -> Result<Grads<Local>> {

@@ -25,7 +25,7 @@ use crate::session::{Member, Secret, nonce};
 use crate::transport::tcp::{self, Meeting};
 use crate::world::World;
 
-pub use program::{LaunchOptions, WorldHandle, world, world_with};
+pub use program::{LaunchOptions, WorldHandle, current, world, world_with};
 
 /// Takes this process's place in the world of the launcher that has started it (torchrun, srun, mpirun, or whoever sets
 /// `RANK` and `WORLD_SIZE`), however large that is; without a launcher, in a world of one. See [`world`].

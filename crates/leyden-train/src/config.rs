@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use leyden_comm::codes::LAUNCH_OTHER_SIZE;
 use leyden_comm::environment::{Environment, Launcher};
 use leyden_process::{Code, Error, Result, exit};
 use serde::{Deserialize, Serialize};
@@ -87,30 +88,17 @@ pub struct TrainerConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Devices {
-    /// As many as a launcher has started (torchrun, srun, mpirun, `leyden run`); without one a single rank.
+    /// As many as there are: those that this program has launched before, or a launcher has started (torchrun, srun, mpirun,
+    /// `leyden run`); else a single one.
     #[default]
     Auto,
     /// So many.
     Count(usize),
-    /// One for each of these devices, by number.
-    List(Vec<usize>),
 }
 
 impl From<usize> for Devices {
     fn from(count: usize) -> Self {
         Self::Count(count)
-    }
-}
-
-impl From<Vec<usize>> for Devices {
-    fn from(ids: Vec<usize>) -> Self {
-        Self::List(ids)
-    }
-}
-
-impl<const N: usize> From<[usize; N]> for Devices {
-    fn from(ids: [usize; N]) -> Self {
-        Self::List(ids.to_vec())
     }
 }
 
@@ -279,13 +267,24 @@ impl TrainerConfig {
     /// How many ranks [`devices`](Self::devices) asks for.
     ///
     /// # Errors
-    /// Where that is a launcher's to say: those of `leyden_comm::environment::Environment::detect`.
+    /// Those of `leyden_comm::environment::Environment::detect`; `D0202` if it is one, and there are more.
     pub fn ranks(&self) -> Result<usize> {
-        Ok(match &self.devices {
-            Devices::Auto => Environment::detect()?.world_size(),
-            Devices::Count(count) => *count,
-            Devices::List(ids) => ids.len(),
-        })
+        let there = match launched() {
+            Some(size) => size,
+            None => Environment::detect()?.world_size(),
+        };
+        match &self.devices {
+            Devices::Auto => Ok(there),
+            // More are launched, or refused by the launcher. A single one would train beside others, each by itself.
+            Devices::Count(1) if there > 1 => {
+                Err(Error::new(LAUNCH_OTHER_SIZE, "there are more ranks than are to train")
+                    .at("devices", 1)
+                    .at("ranks", there)
+                    .why("each would train by itself, on the same data, and write the same files")
+                    .hint("leave `.devices(..)` out: as many ranks train as there are"))
+            }
+            Devices::Count(count) => Ok(*count),
+        }
     }
 
     /// How many of them are on this host.
@@ -309,12 +308,8 @@ impl TrainerConfig {
         at_least_one("log_every_n_steps", self.log_every_n_steps.unwrap_or(1))?;
         at_least_one("check_val_every_n_epoch", self.check_val_every_n_epoch.unwrap_or(1))?;
         at_least_one("fast_dev_run", self.fast_dev_run.unwrap_or(1) as u64)?;
-        match &self.devices {
-            Devices::Count(count) => at_least_one("devices", *count as u64)?,
-            Devices::List(ids) if ids.is_empty() || (1..ids.len()).any(|at| ids[..at].contains(&ids[at])) => {
-                return Err(wrong("devices", format_args!("{ids:?}"), "a list of different devices"));
-            }
-            Devices::List(_) | Devices::Auto => {}
+        if let Devices::Count(count) = &self.devices {
+            at_least_one("devices", *count as u64)?;
         }
         if let Some(virtual_ranks) = self.virtual_ranks.filter(|ranks| !ranks.is_power_of_two()) {
             return Err(wrong("virtual_ranks", virtual_ranks, "a power of two: 1, 2, 4 …"));
@@ -372,6 +367,14 @@ impl Limit {
             Self::Fraction(part) => (all as f64 * part) as usize,
         }
     }
+}
+
+/// How many ranks this program has launched, if it has.
+fn launched() -> Option<usize> {
+    #[cfg(target_os = "linux")]
+    return leyden_comm::launch::current().map(|world| world.world_size());
+    #[cfg(not(target_os = "linux"))]
+    None
 }
 
 fn at_least_one(field: &str, value: u64) -> Result<()> {

@@ -7,11 +7,11 @@ use leyden_process::Result;
 
 use crate::config::{Devices, Strategy, TrainerConfig};
 use crate::logger::{Logger, Row};
-use crate::ranks::Rank;
+use crate::ranks::{LAUNCH, Rank};
 use crate::run_dir;
 
 /// What a hand-written loop needs of ranks (Lightning: `Fabric`). It is configured here, and [launched](Self::launch): what a
-/// launched one can do is [`Rank`]'s, and for Burn's models that of `leyden_burn::FabricExt`.
+/// launched one can do is [`Rank`]'s, and for Burn's models that of `leyden_burn::RankExt`.
 ///
 /// ```
 /// use leyden_train::Fabric;
@@ -37,7 +37,7 @@ pub struct FabricBuilder {
 }
 
 impl FabricBuilder {
-    /// Sets [`TrainerConfig::devices`]: a number of ranks, or a list of devices.
+    /// Sets [`TrainerConfig::devices`]: how many ranks there are.
     pub fn devices(mut self, devices: impl Into<Devices>) -> Self {
         self.config.devices = devices.into();
         self
@@ -102,7 +102,7 @@ impl Fabric {
     /// Those of launching and joining.
     #[track_caller]
     pub fn launch(self) -> Result<Rank> {
-        let mut rank = Rank::launch(&self.config, "launch")?;
+        let mut rank = Rank::launch(&self.config, LAUNCH)?;
         rank.seed = self.config.seed;
         rank.logging = self.logging;
         rank.logging.folder = Some((self.config.root_dir, self.config.name));

@@ -305,7 +305,10 @@ impl Logs {
 
     /// The unfinished epoch of all ranks, for a checkpoint.
     pub(crate) fn state(&mut self, rank: &mut Rank) -> Result<Value> {
-        let saved = if rank.is_alone() { self.saved()? } else { self.merge(rank)? };
+        let saved = match rank.is_alone() {
+            true => Saved { own: Vec::new(), ..self.saved()? },
+            false => self.merge(rank)?,
+        };
         Ok(serde_json::to_value(saved)?)
     }
 
@@ -326,7 +329,11 @@ impl Logs {
         }
         let updated = self.metrics.iter().filter(|named| named.updated);
         let metrics = updated.map(NamedMetric::saved).chain(self.restored.iter().cloned()).collect();
-        Ok(Saved { entries, metrics, had_batch: self.had_batch })
+        // What a checkpoint has given one rank alone is not its own.
+        let logged = self.entries.iter().filter(|entry| entry.last_step.is_some()).map(|entry| &entry.name);
+        let counted = self.metrics.iter().filter(|named| named.updated).map(|named| &named.name);
+        let own = logged.chain(counted).cloned().collect();
+        Ok(Saved { entries, metrics, own, had_batch: self.had_batch })
     }
 
     /// What all ranks have logged together, in the order of ranks: the same on each of them.
@@ -347,7 +354,12 @@ impl Logs {
                 rank.gather_objects(&metrics, "the epoch's metrics")?.swap_remove(from)
             }
         };
-        Ok(Saved { entries, metrics: serde_json::from_str(&metrics)?, had_batch: self.had_batch })
+        Ok(Saved {
+            entries,
+            metrics: serde_json::from_str(&metrics)?,
+            own: Vec::new(),
+            had_batch: self.had_batch,
+        })
     }
 
     /// Each metric that this rank has, with what all ranks have seen.
@@ -550,18 +562,12 @@ fn level_names(full: &str, spec: Spec) -> (String, String) {
 
 /// Ranks that have logged anything in an epoch, or had a batch of an evaluation, have logged the same names.
 fn check_same_names(all: &[Saved]) -> Result<()> {
-    let names = |saved: &'_ Saved| -> Vec<String> {
-        let entries = saved.entries.iter().map(|entry| entry.name.clone());
-        entries.chain(saved.metrics.iter().map(|metric| metric.name.clone())).collect()
-    };
     let names: Vec<_> = all
         .iter()
-        .map(names)
         .enumerate()
-        .filter(|(rank, names)| all[*rank].had_batch || !names.is_empty())
+        .filter(|(_, saved)| saved.had_batch || !saved.own.is_empty())
+        .map(|(rank, saved)| (rank, saved.own.iter().map(String::as_str).collect()))
         .collect();
-    let names: Vec<_> =
-        names.iter().map(|(rank, names)| (*rank, names.iter().map(String::as_str).collect())).collect();
     same_names("ranks have logged different names", &names)
 }
 
@@ -616,6 +622,9 @@ struct Saved {
     metrics: Vec<SavedMetric>,
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     had_batch: bool,
+    /// The names that this rank itself has logged.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    own: Vec<String>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]

@@ -72,6 +72,12 @@ impl Rank {
                 .at("ranks", size)
                 .hint("use a number of ranks that divides `virtual_ranks`, a power of two"));
         }
+        if config.virtual_ranks.is_some() && size > MOST_OF_A_TREE {
+            return Err(Error::new(INDIVISIBLE_RANKS, "virtual ranks are summed on few ranks")
+                .at("ranks", size)
+                .at("most", MOST_OF_A_TREE)
+                .hint("use fewer ranks, or leave `virtual_ranks` out"));
+        }
         let mut rank = Self::alone();
         rank.parts = virtual_ranks / size;
         rank.gradients = Gradients::new(config, rank.parts);
@@ -79,8 +85,11 @@ impl Rank {
             let mut joined = comm::launch::world(size)?.join()?;
             joined.set_limits(WARN_AFTER, config.rank_timeout);
             let place = Location::caller();
-            joined.called_from(place);
-            joined.phase(verb);
+            if verb != LAUNCH {
+                // Its collectives are the trainer's. Those of a fabric are the user's own lines.
+                joined.called_from(place);
+                joined.phase(verb);
+            }
             rank.comm = Some(joined);
             rank.begin(verb, place)?;
         }
@@ -457,6 +466,12 @@ fn broadcast(comm: &mut comm::Rank, tensors: &mut [NamedTensor], label: &str) ->
         comm.broadcast_in(comm::Group::WORLD, bytes.as_mut_slice(), 0, label)
     })
 }
+
+/// What a [`Fabric`](crate::Fabric) begins.
+pub(crate) const LAUNCH: &str = "launch";
+
+/// The most ranks over which virtual ones are summed: each pair of each round is a group, of which there are few.
+const MOST_OF_A_TREE: usize = 8;
 
 /// How long ranks wait for one that is silent before they say so.
 const WARN_AFTER: Duration = Duration::from_secs(5);

@@ -103,6 +103,8 @@ pub struct FitReport {
     pub last_checkpoint: Option<PathBuf>,
     /// What was resolved to run, and why.
     pub plan: Plan,
+    /// Whether this is the rank that writes files.
+    is_global_zero: bool,
     /// What a checkpoint of it needs besides the learner.
     state: Option<Box<RunState>>,
 }
@@ -215,6 +217,7 @@ impl Trainer {
             best_checkpoint: run.best_checkpoint(),
             last_checkpoint: run.last_checkpoint().or(from),
             plan: run.plan.clone(),
+            is_global_zero: run.rank.is_global_zero(),
             state: run.end.take().map(Box::new),
         };
         let dir = run.dir.clone();
@@ -249,7 +252,7 @@ impl Trainer {
         self.evaluate(learner, data, &Evaluation::TEST).map(|(metrics, _)| metrics)
     }
 
-    /// Predicts; gives what the learner made of each batch, by loader.
+    /// Predicts; gives what the learner made of each batch, by loader: on several ranks each has its own part.
     ///
     /// # Errors
     /// As [`validate_learner`](Self::validate_learner).
@@ -263,7 +266,7 @@ impl Trainer {
     }
 
     /// Saves `learner` as the `fit` of `report` left it: a checkpoint to resume from. Without a report it holds the
-    /// weights alone.
+    /// weights alone. After a `fit` on several ranks rank 0 writes it, and the others do nothing.
     ///
     /// # Errors
     /// `K0101` if the file cannot be written.
@@ -273,6 +276,10 @@ impl Trainer {
         report: Option<&FitReport>,
         path: impl AsRef<Path>,
     ) -> Result<()> {
+        if report.is_some_and(|report| !report.is_global_zero) {
+            // Rank 0 writes the files, for all.
+            return Ok(());
+        }
         let run = report.and_then(|report| report.state.as_deref().cloned());
         let learner = learner.state(if run.is_some() { Parts::All } else { Parts::Weights })?;
         Checkpoint { learner, run }.write(path.as_ref())
@@ -535,9 +542,15 @@ fn eval_loaders<H>(run: &mut Run<'_, H>) -> Flow<Vec<Box<dyn Loader<H>>>> {
     Ok(loaders.0)
 }
 
-fn plan<H>(run: &Run<'_, H>, train: Option<usize>, eval: &[Box<dyn Loader<H>>]) -> Result<Plan> {
-    let eval: Vec<_> = eval.iter().map(|loader| loader.len()).collect();
-    Plan::resolve(run.config, run.stage, &run.learner.device(), train, &eval)
+/// The same decisions on all ranks: an evaluation that any of them has batches for is made on all, with those that each has.
+fn plan<H>(run: &mut Run<'_, H>, train: Option<usize>, eval: &[Box<dyn Loader<H>>]) -> Result<Plan> {
+    let own: Vec<_> = eval.iter().map(|loader| loader.len()).collect();
+    let all = run.rank.gather_objects(&own, "batches of evaluations")?;
+    let most = |loader: usize| all.iter().filter_map(|lens| lens.get(loader)).max().copied().unwrap_or(0);
+    let most: Vec<_> = (0..own.len()).map(most).collect();
+    let mut plan = Plan::resolve(run.config, run.stage, &run.learner.device(), train, &most)?;
+    plan.eval_batches.iter_mut().zip(own).for_each(|(batches, own)| *batches = own.min(*batches));
+    Ok(plan)
 }
 
 impl fmt::Debug for Trainer {

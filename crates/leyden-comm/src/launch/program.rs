@@ -138,6 +138,12 @@ pub(super) fn place(world: Arc<World>, rank: usize) {
     *lock(&WORLD) = Some(Box::leak(Box::new(handle)));
 }
 
+/// The world that this process is in already: [launched](world) by it before, or given to it as to one of the ranks that run a
+/// [function](super::program()). A rank above 0 that has not come as far as `world` yet has none.
+pub fn current() -> Option<&'static WorldHandle> {
+    *lock(&WORLD)
+}
+
 /// The world that a launcher has started, if there is one; else starts it.
 fn found(size: usize, options: &LaunchOptions) -> Result<WorldHandle> {
     let environment = Environment::detect()?;

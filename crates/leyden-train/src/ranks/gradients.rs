@@ -98,7 +98,7 @@ impl Gradients {
         &sums[0]
     }
 
-    /// See [`Rank::reduce`](super::Rank::reduce).
+    /// See [`Rank::reduce_gradients`](super::Rank::reduce_gradients).
     pub(crate) fn reduce(
         &mut self,
         comm: &mut comm::Rank,

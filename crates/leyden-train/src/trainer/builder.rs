@@ -62,7 +62,7 @@ impl TrainerBuilder {
         virtual_ranks: usize => Some,
     }
 
-    /// Sets [`TrainerConfig::devices`]: a number of ranks, or a list of devices.
+    /// Sets [`TrainerConfig::devices`]: how many ranks train together.
     pub fn devices(mut self, devices: impl Into<Devices>) -> Self {
         self.config.devices = devices.into();
         self

@@ -234,6 +234,7 @@ fn step_limit<H>(run: &Run<'_, H>) -> Option<StopReason> {
 fn may_stop<H>(run: &Run<'_, H>) -> bool {
     let completed = run.progress.epoch + u64::from(run.progress.batch > 0 && run.progress.is_last_batch());
     run.stop.is_some()
+        && !run.must_go_on()
         && completed >= run.config.min_epochs.unwrap_or(0)
         && run.progress.global_step >= run.config.min_steps.unwrap_or(0)
 }

@@ -182,10 +182,17 @@ impl<H> Run<'_, H> {
     /// Tells the callbacks that save; each finds the files of those before it.
     fn tell_savers(&mut self, hook: Hook, loss: Option<&Scalar>) -> Flow<()> {
         if !self.rank.is_alone() {
-            self.tell_callbacks(hook, loss, |callback| callback.saves())?;
             // Ranks meet once a step, not once a batch.
             let waits = hook == Hook::TrainBatchEnd && self.in_window;
-            return if waits { Ok(()) } else { Ok(self.agree()?) };
+            let savers: Vec<_> =
+                (0..self.callbacks.len()).filter(|&index| self.callbacks[index].saves()).collect();
+            for &index in &savers {
+                self.tell_callback(index, hook, loss)?;
+                if !waits {
+                    self.agree()?;
+                }
+            }
+            return if waits || !savers.is_empty() { Ok(()) } else { Ok(self.agree()?) };
         }
         self.act()?;
         for index in 0..self.callbacks.len() {
@@ -298,15 +305,21 @@ impl<H> Run<'_, H> {
     #[inline]
     pub(crate) fn check_signals(&self) -> Flow<()> {
         let signal = match self.rank.is_alone() {
-            true => self.signals.received(),
+            true => self.signals.received().filter(|_| !self.must_go_on()),
             false => self.agreed_signal,
         };
         signal.map_or(Ok(()), |signal| Err(Halt::Signal(signal)))
     }
 
+    /// Whether gradients are where no checkpoint has them: on other ranks, or apart for each virtual one. Then the run goes on
+    /// to the end of the window before it saves or stops.
+    pub(crate) fn must_go_on(&self) -> bool {
+        self.in_window && (!self.rank.is_alone() || self.config.virtual_ranks.is_some())
+    }
+
     /// Whether a signal waits for the other ranks to know of it: work of this rank alone ends early.
     pub(crate) fn is_asked_to_stop(&self) -> bool {
-        !self.rank.is_alone() && self.signals.received().is_some()
+        !self.rank.is_alone() && !self.must_go_on() && self.signals.received().is_some()
     }
 
     /// Tells all ranks what this one was asked for, by callbacks or a signal, and does what any was asked for: then all
@@ -315,13 +328,14 @@ impl<H> Run<'_, H> {
         if self.rank.is_alone() {
             return Ok(());
         }
-        let signal = self.signals.received().filter(|_| !self.in_window);
+        let may_end = !self.must_go_on();
+        let signal = self.signals.received().filter(|_| may_end);
         let flag = |set: bool, bit: u32| i64::from(set) << bit;
-        let flags = flag(self.asked.stop.is_some(), STOP)
+        let flags = flag(self.asked.stop.is_some() && may_end, STOP)
             | flag(self.asked.skip_epoch, SKIP)
             | flag(signal == Some(Signal::Interrupt), INTERRUPT)
             | flag(signal == Some(Signal::Terminate), TERMINATE)
-            | flag(!self.acts.is_empty() && !self.in_window, ACTS)
+            | flag(!self.acts.is_empty() && may_end, ACTS)
             | flag(self.validation_is_late(), VALIDATE);
         let words = [flags, std::mem::take(&mut self.new_samples) as i64];
         let all = self.rank.gather(words, "whether to go on")?;
@@ -334,9 +348,10 @@ impl<H> Run<'_, H> {
             (false, true) => Some(Signal::Terminate),
             (false, false) => self.agreed_signal,
         };
-        let asked = std::mem::take(&mut self.asked);
+        self.asked.skip_epoch = false;
         if any(STOP) {
-            let reasons = self.rank.gather_objects(&asked.stop, "why to stop")?;
+            let asked = self.asked.stop.take();
+            let reasons = self.rank.gather_objects(&asked, "why to stop")?;
             let first = reasons.into_iter().enumerate().find_map(|(rank, stop)| Some((rank, stop?)));
             if let (Some((rank, (name, reason))), None) = (first, &self.stop) {
                 let reason = if rank == 0 { reason } else { format!("{reason} (on rank {rank})") };
@@ -424,6 +439,9 @@ impl<H> Run<'_, H> {
     /// Saves, links and removes what callbacks asked for: where everybody has been told and no step is half done,
     /// so that a checkpoint is whole whenever it was asked for.
     pub(crate) fn act(&mut self) -> Result<()> {
+        if self.must_go_on() {
+            return Ok(());
+        }
         for act in std::mem::take(&mut self.acts) {
             self.doing = Doing::Saving;
             match act {
@@ -542,6 +560,16 @@ impl<H> Run<'_, H> {
             .hint("load the weights into the model before `fit`, or resume from a full checkpoint"));
         };
         self.check_resumable(&run).map_err(|error| error.at("file", path.display()))?;
+        self.in_window = run.progress.accumulated > 0;
+        if self.must_go_on() {
+            return Err(Error::new(
+                OTHER_ORDER,
+                "the checkpoint is inside an accumulation window of one rank",
+            )
+            .at("file", path.display())
+            .why("its gradients would count once for each rank")
+            .hint("resume on one rank without `virtual_ranks`, or from a checkpoint at the end of a step"));
+        }
         self.learner.load(learner, Parts::All).map_err(|error| error.at("file", path.display()))?;
         self.data.load_state(&run.data)?;
         self.load_callbacks(&run)?;

@@ -12,7 +12,8 @@ use leyden_train::schedule::{Interval, ReduceLROnPlateau};
 use leyden_train::testing::{Record, RecordedLearner, Sabotage, ToyRows};
 use leyden_train::{
     Callback, Control, DataModule, Ddp, EarlyStopping, Event, GradientClip, Learner, LearnerView, LoaderCx,
-    Loaders, Logs, Outcome, Stage, StepCx, StepFacts, TrainerBuilder, Uneven,
+    Loaders, Logs, Mode, ModelCheckpoint, Outcome, Stage, StepCx, StepFacts, TrainerBuilder, Uneven,
+    ValCheck,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -510,4 +511,50 @@ fn ranks_stop_early_and_lower_their_rate_together_as_one_rank_does() {
             assert!(are_near(&found.2, &one.2));
         }
     }
+}
+
+/// A fit whose validation is for fewer ranks than there are, and whose windows are open when it validates.
+fn validated((eval, accumulate, patience): (usize, u32, u32)) -> Result<(Numbers, bool)> {
+    let root = quick_dir();
+    let mut data = Global { eval, ..Global::SMALL };
+    let trainer = quiet(root.path()).devices(4).max_epochs(3).accumulate_grad_batches(accumulate);
+    let trainer = trainer.val_check_interval(ValCheck::Batches(3));
+    let stop = EarlyStopping::new("val/loss").patience(patience).mode(Mode::Max);
+    let best = ModelCheckpoint::monitor("val/loss");
+    let newest = ModelCheckpoint::new();
+    let mut trainer = trainer.callback(stop).callback(best).callback(newest).build()?;
+    let mut learner = toy();
+    let report = trainer.fit_learner(&mut learner, &mut data)?;
+    let there = leyden_comm::launch::world(4)?.rank() > 0
+        || [&report.best_checkpoint, &report.last_checkpoint]
+            .iter()
+            .all(|path| path.as_ref().unwrap().is_file());
+    let values = report.metrics.iter().map(|(name, value)| (name.to_owned(), value.to_bits())).collect();
+    Ok(((bits(&learner), values), there))
+}
+
+#[test]
+fn validations_of_few_samples_and_within_windows_are_made_by_all() {
+    for (eval, accumulate, patience) in [(1, 1, 100), (3, 4, 100), (10, 4, 0)] {
+        let all = on_ranks(4, validated, &(eval, accumulate, patience)).unwrap();
+        for (numbers, there) in &all {
+            assert_eq!(numbers, &all[0].0, "{eval} {accumulate} {patience}");
+            assert!(numbers.1.iter().any(|(name, _)| name == "val/loss") && *there);
+        }
+    }
+}
+
+#[test]
+fn a_single_rank_is_refused_where_there_are_more() {
+    let codes = launch::program(
+        2,
+        |(): ()| {
+            let _ = launch::world(2)?;
+            let error = bare().devices(1).build()?.fit_learner(&mut toy(), &mut Global::SMALL.clone());
+            let auto = bare().max_epochs(1).build()?.fit_learner(&mut toy(), &mut Global::SMALL.clone())?;
+            Ok((error.unwrap_err().code().to_string(), auto.steps))
+        },
+        &(),
+    );
+    assert_eq!(codes.unwrap(), vec![("D0202".to_owned(), 6); 2]);
 }
