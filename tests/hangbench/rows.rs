@@ -419,7 +419,7 @@ fn stuck() -> Vec<Row> {
                 let _ = program.wait_for("stopped by a signal", 1);
                 program.signal(program.pid_of(1), libc::SIGCONT);
             })
-            .prints(&["rank 0 waits for rank 1", "stopped by a signal", "until it goes on"])
+            .prints(&["rank 0 waits for rank 1", "stopped by a signal", "its limit stands still"])
             .goes_on("told after 5 s; goes on")
             .check(trained),
     ]
