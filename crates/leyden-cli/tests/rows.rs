@@ -1,5 +1,5 @@
 //! Programs whose ranks get into trouble, launched by themselves and by `leyden run`: what they say, how soon, how they end, and
-//! what is left of them. The programs are in `examples/rows.rs`.
+//! what is left of them. The programs are in `examples/failing_ranks.rs`.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read};
@@ -43,7 +43,7 @@ impl Program {
         let mark = format!("rows-{}-{}.", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let folder = tempfile::tempdir().unwrap();
         let test = std::env::current_exe().unwrap();
-        let rows = test.parent().unwrap().parent().unwrap().join("examples/rows");
+        let rows = test.parent().unwrap().parent().unwrap().join("examples/failing_ranks");
         assert!(rows.exists(), "{} is built by `cargo test -p leyden-cli`", rows.display());
         let launcher = match how {
             How::Itself => String::new(),
@@ -282,7 +282,7 @@ fn a_rank_that_is_killed_ends_the_others_within_the_grace() {
     program.await_lines(3, "ready");
     let mut ranks = program.processes().into_iter().filter(|pid| {
         let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        words.split(|&byte| byte == 0).next().is_some_and(|name| name.ends_with(b"/examples/rows"))
+        words.split(|&byte| byte == 0).next().is_some_and(|name| name.ends_with(b"/examples/failing_ranks"))
     });
     let rank = ranks.next_back().unwrap();
     assert!(Command::new("sh").args(["-c", &format!("kill -9 {rank}")]).status().unwrap().success());

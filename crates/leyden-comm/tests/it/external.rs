@@ -72,7 +72,9 @@ fn a_rank_with_other_numbers_is_refused_with_the_reason() {
 
     let outputs = by_hand("twice", &[(0, 2), (0, 2), (1, 2)]);
     let failed: Vec<_> = outputs.iter().filter(|output| !output.status.success()).map(stderr).collect();
-    assert!(failed.len() == 1 && failed[0].contains("another process is rank 0"), "{failed:?}");
+    // The second one may come when the others have done and gone: then nobody comes to it.
+    let alone = failed[0].contains("D0217") && failed[0].contains("missing  rank 1");
+    assert!(failed.len() == 1 && (alone || failed[0].contains("another process is rank 0")), "{failed:?}");
 
     let outputs = by_hand("again", &[(0, 3), (1, 3), (1, 3)]);
     let failed: Vec<_> = outputs.iter().map(stderr).collect();
