@@ -27,7 +27,9 @@ use crate::{Row, Spread, in_child};
 
 /// The rows with `only` in their names, beside Lightning if `peer`.
 pub(crate) fn rows(peer: bool, only: &str) -> Result<Vec<Row>> {
-    let all: [(&'static str, fn(&'static str, bool) -> Result<Row>); 5] = [
+    /// Measures a row of that name, beside the peer if so asked.
+    type Measure = fn(&'static str, bool) -> Result<Row>;
+    let all: [(&'static str, Measure); 5] = [
         ("ddp/mlp-2", mlp),
         ("ddp/cnn-2", cnn),
         ("ddp/reduce-share", share),
