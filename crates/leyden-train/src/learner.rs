@@ -19,7 +19,7 @@ use crate::step::StepCx;
 
 /// One model and its optimizer. `H` is the *host* batch: what a loader makes, before any upload.
 ///
-/// Not here on purpose: reduction over ranks (the loop does it through [`visit_gradients`](Self::visit_gradients))
+/// Not here on purpose: reduction over ranks (the loop does it through [`visit_gradients`](HasGradients::visit_gradients))
 /// and the choice of the moment. Manual optimisation will be one more verb, `manual_step`, beside `train`.
 pub trait Learner<H>: LearnerView + HasGradients {
     /// Called once before anything else, when the device may be touched. `seed` is the run's. If it succeeds,
