@@ -9,7 +9,7 @@
 
 #[cfg(all(target_os = "linux", not(all(test, loom))))]
 mod autopsy;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(all(test, loom))))]
 mod bucket;
 pub mod codes;
 #[cfg(all(target_os = "linux", not(all(test, loom))))]
